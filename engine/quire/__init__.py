@@ -1,0 +1,1 @@
+"""The public face of Quire: `from quire import LLM, SamplingParams`, and the `quire` command."""

@@ -1,0 +1,1 @@
+"""Scheduling and the paged KV cache: pure Python, no torch, no clock."""

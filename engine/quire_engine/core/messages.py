@@ -1,0 +1,120 @@
+"""What crosses between a frontend and the core. Plain dataclasses: msgspec packs them as they are.
+
+A frontend may be in the same process (`LLM`) or in another (the server); the core does not care.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from quire_engine.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended; the values are OpenAI's and vLLM's."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True, kw_only=True)
+class NewSequence:
+    """One completion to generate. A request with n > 1 becomes n of these."""
+
+    seq_id: int
+    """Unique for the life of the core; chosen by the frontend."""
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    """With n == 1 and, when the request was seeded, a seed of its own per completion."""
+    bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    """`params.bad_words`, tokenized by the frontend."""
+    priority: int = 0
+    """Lower is served first."""
+    arrival_s: float = 0.0
+    """`time.monotonic` at the frontend; orders equal priorities."""
+    cache_salt: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenLogprobs:
+    """Logprobs of one position: the chosen (or prompt) token first, then the top ones in order."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+    """1 is the most likely token of the vocabulary."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SequenceOutput:
+    """What one step produced for one sequence."""
+
+    seq_id: int
+    token_ids: list[int] = field(default_factory=list)
+    """New tokens; a stop token or end-of-sequence is included."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One per new token, when asked for."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """One per prompt token from the second on; sent once, with the first token."""
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """The `stop_token_ids` entry that ended it; None for end-of-sequence."""
+    error: str | None = None
+    """With FinishReason.ERROR: what went wrong, for the client."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens found in the cache; sent with the first token."""
+    scheduled_s: float | None = None
+    """`time.monotonic` of the first step that computed a token of it; sent with the first token."""
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class KvEvents:
+    """Changes to the set of cached blocks, in order: stored, removed. Hashes: `rpc/prefix.py`."""
+
+    stored: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(parent hash, or ROOT_HASH; hashes of consecutive blocks that follow it)."""
+    removed: list[int] = field(default_factory=list)
+    cleared: bool = False
+    """Everything was dropped before the other changes."""
+
+
+@dataclass(slots=True, kw_only=True)
+class CoreStats:
+    """State after a step, and totals since start. All but the gauges only ever grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_uncached_tokens: int = 0
+    """Prompt tokens still to compute: waiting sequences and running prefills."""
+    num_used_blocks: int = 0
+    """Blocks held by live sequences (cached but unreferenced blocks are free)."""
+    num_total_blocks: int = 0
+    num_steps: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    """Prompt tokens computed."""
+    num_generated_tokens: int = 0
+    num_prefix_queried_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    step_s: float = 0.0
+    """Duration of the last step."""
+    step_num_tokens: int = 0
+    """Tokens computed in the last step."""
+    step_num_prefill_tokens: int = 0
+    busy_s: float = 0.0
+    """Time spent in steps."""
+    prefill_tokens_per_s: float = 0.0
+    """Moving average over steps that prefilled; 0 before the first."""
+    decode_step_s: float = 0.0
+    """Moving average over steps that only decoded; 0 before the first."""
+
+
+@dataclass(slots=True, kw_only=True)
+class StepOutputs:
+    """Everything a frontend hears about one step."""
+
+    outputs: list[SequenceOutput] = field(default_factory=list)
+    stats: CoreStats = field(default_factory=CoreStats)
+    kv_events: KvEvents | None = None

@@ -1,0 +1,1 @@
+"""Executes a step plan on a device: batch preparation, the forward pass, sampling."""

@@ -1,0 +1,80 @@
+"""The contract between the scheduler and whatever executes a step.
+
+The runner keeps a row of state per live sequence (tokens, block table, sampling state), so a plan
+carries only differences: a sequence's tokens travel once, then only new block ids. A plan is plain
+data: it can be sent to the processes of a tensor-parallel group as it is.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from quire_engine.core.messages import TokenLogprobs
+from quire_engine.sampling_params import SamplingParams
+
+
+@dataclass(slots=True, kw_only=True)
+class AdmittedSequence:
+    """A sequence that the runner does not know: new, or back after preemption."""
+
+    seq_id: int
+    token_ids: list[int]
+    """Prompt and, after preemption, the tokens generated so far."""
+    num_prompt_tokens: int
+    block_ids: list[int]
+    num_computed_tokens: int
+    """Tokens whose keys and values are in the cache already."""
+    params: SamplingParams
+    bad_words_token_ids: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(slots=True, kw_only=True)
+class StepPlan:
+    """One step. Applied in the order: drop, admit, extend block tables, compute."""
+
+    dropped: list[int] = field(default_factory=list)
+    """Sequences that ended or were preempted since the last plan; their rows are free."""
+    admitted: list[AdmittedSequence] = field(default_factory=list)
+    new_block_ids: dict[int, list[int]] = field(default_factory=dict)
+    """Blocks appended to the tables of sequences that the runner knows."""
+    num_tokens: dict[int, int] = field(default_factory=dict)
+    """Tokens to compute for each sequence of this step, from its first uncomputed one on.
+
+    Where this reaches the sequence's last token, the runner samples the next one and appends it.
+    """
+
+    @property
+    def total_num_tokens(self) -> int:
+        return sum(self.num_tokens.values())
+
+
+@dataclass(slots=True, kw_only=True)
+class StepResult:
+    """What a step computed, by sequence id."""
+
+    token_ids: dict[int, int] = field(default_factory=dict)
+    """The sampled token of each sequence whose known tokens are all computed."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    """For sequences that asked, beside their sampled token."""
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    """For sequences that asked: entries for the prompt positions of this step's chunk, in order.
+
+    The entry computed at position p describes prompt token p + 1.
+    """
+
+
+class ModelRunner(Protocol):
+    """Executes plans on one device, or on a group of them."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache, fixed once the runner is ready."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest sequence, prompt and completion, after the cache was sized."""
+        ...
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step. A plan with no tokens only applies its drops."""
+        ...
