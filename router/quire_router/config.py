@@ -1,0 +1,70 @@
+"""Everything about the router that can be configured, parsed once, validated once, frozen.
+
+Each field is also a flag of `quire router`; names are vLLM's where it has one.
+"""
+
+from dataclasses import dataclass
+
+from quire_router.errors import ConfigError
+from quire_router.options import option
+from quire_router.pool_config import PoolConfig
+
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterConfig(PoolConfig):
+    """The HTTP side of the router; the pool side is inherited from `PoolConfig`."""
+
+    host: str = option("0.0.0.0", "address to listen on")
+    port: int = option(8000, "port to listen on; 0: any free one")
+    api_key: tuple[str, ...] = option(
+        (), "keys that clients must send one of; default: QUIRE_API_KEY (comma-separated), or none"
+    )
+    api_key_file: str | None = option(None, "file with one API key per line")
+    allowed_origins: tuple[str, ...] = option(
+        (), "origins that browsers may call from; * is any; default: none"
+    )
+    root_path: str = option("", "path prefix that a proxy in front strips")
+    chat_template: str | None = option(
+        None, "file with a chat template, or the template itself; default: the model's"
+    )
+    chat_template_content_format: str = option(
+        "auto",
+        "how templates see messages of several text parts",
+        choices=("auto", "string", "openai"),
+    )
+    response_role: str = option("assistant", "role of generated messages")
+    max_body_bytes: int = option(32 * 2**20, "largest request body; more is refused with 413")
+    shutdown_timeout: float = option(
+        30.0, "seconds that requests in flight get to end after SIGTERM"
+    )
+    enable_force_include_usage: bool = option(
+        False, "end every stream with usage, asked for or not"
+    )
+    return_tokens_as_token_ids: bool = option(
+        False, "write tokens in logprobs as token_id:N, for every request"
+    )
+    tokenizer_threads: int = option(2, "threads that tokenize")
+    tokenizer_cache_bytes: int = option(64 * 2**20, "size of the cache of tokenized texts; 0: none")
+    log_level: str = option("info", "what is logged", choices=LOG_LEVELS)
+    access_log: bool = option(False, "log every HTTP request (never its content)")
+
+    def __post_init__(self) -> None:
+        # super() needs the class cell, which slots=True would leave pointing at the wrong class.
+        PoolConfig.__post_init__(self)
+        _check_range("port", self.port, 0, 65535)
+        _check_range("max_body_bytes", self.max_body_bytes, 1, None)
+        _check_range("shutdown_timeout", self.shutdown_timeout, 0, None)
+        _check_range("tokenizer_threads", self.tokenizer_threads, 1, 256)
+        _check_range("tokenizer_cache_bytes", self.tokenizer_cache_bytes, 0, None)
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(
+                f"log_level must be one of {', '.join(LOG_LEVELS)}; not {self.log_level!r}"
+            )
+
+
+def _check_range(name: str, value: float, low: float, high: float | None) -> None:
+    if value < low or (high is not None and value > high):
+        limit = f"at least {low}" if high is None else f"in [{low}, {high}]"
+        raise ConfigError(f"{name} must be {limit}, not {value}")
