@@ -62,6 +62,9 @@ class SequenceOutput:
     """The `stop_token_ids` entry that ended it; None for end-of-sequence."""
     error: str | None = None
     """With FinishReason.ERROR: what went wrong, for the client."""
+    error_kind: str | None = None
+    """With FinishReason.ERROR: the class of `errors.py` it is, such as QueueFullError; None when
+    the step that computed it failed."""
     num_cached_tokens: int | None = None
     """Prompt tokens found in the cache; sent with the first token."""
     scheduled_s: float | None = None
@@ -118,3 +121,19 @@ class StepOutputs:
     outputs: list[SequenceOutput] = field(default_factory=list)
     stats: CoreStats = field(default_factory=CoreStats)
     kv_events: KvEvents | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CoreReady:
+    """What a core process says once: it can serve now."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    """Longest prompt and completion together: the runner's, and what the cache can hold."""
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    dtype: str = ""
+    device: str = ""
+    load_report: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase of start-up, in order; the runner's `load_report`."""
