@@ -4,6 +4,7 @@ Each field is also a flag of `quire router`; names are vLLM's where it has one.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from quire_router.errors import ConfigError
 from quire_router.options import option
@@ -25,14 +26,14 @@ class RouterConfig(PoolConfig):
     allowed_origins: tuple[str, ...] = option(
         (), "origins that browsers may call from; * is any; default: none"
     )
-    root_path: str = option("", "path prefix that a proxy in front strips")
     chat_template: str | None = option(
         None, "file with a chat template, or the template itself; default: the model's"
     )
-    chat_template_content_format: str = option(
-        "auto",
-        "how templates see messages of several text parts",
-        choices=("auto", "string", "openai"),
+    trust_request_chat_template: bool = option(
+        False, "let requests bring their own chat_template, which is code: it can stall the router"
+    )
+    default_chat_template_kwargs: dict[str, Any] | None = option(
+        None, "JSON: variables for the chat template where a request's chat_template_kwargs are not"
     )
     response_role: str = option("assistant", "role of generated messages")
     max_body_bytes: int = option(32 * 2**20, "largest request body; more is refused with 413")
