@@ -156,6 +156,12 @@ def add_options(
         add_options(parser, nested, exclude=skipped)
 
 
+def option_names(config_type: type) -> frozenset[str]:
+    """Return the names of all options of a config dataclass, nested ones included."""
+    own = {item.name for item in _options(config_type)}
+    return frozenset(own.union(*map(option_names, _nested(config_type).values())))
+
+
 def options_from(namespace: argparse.Namespace, config_type: type) -> dict[str, Any]:
     """Return the options of `config_type` that were given, by field name; flat when nested."""
     names = [item.name for item in _options(config_type)]
@@ -173,7 +179,7 @@ def config_from(namespace: argparse.Namespace, config_type: type[ConfigT]) -> Co
     """
     nested = _nested(config_type)
     parts: dict[str, Any] = {key: config_from(namespace, type_) for key, type_ in nested.items()}
-    names = {item.name for item in _options(config_type)}
+    names = frozenset(item.name for item in _options(config_type))
     own = {k: v for k, v in options_from(namespace, config_type).items() if k in names}
     return config_type(**own, **parts)
 
