@@ -1,0 +1,1 @@
+"""The subcommands of `quire`; each module has `run(prog, arguments) -> exit status`."""
