@@ -16,6 +16,7 @@ MAX_START_FAILURES = 3
 MAX_RESTART_DELAY_S = 30.0
 READY_POLL_S = 0.05
 _READ_BYTES = 65536
+_RELAY_TIMEOUT_S = 1.0
 
 
 class ChildFailedError(Exception):
@@ -102,35 +103,55 @@ class Child:
     async def _run_once(self) -> tuple[int, bool]:
         self.spec.before_start()
         started_at = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "quire.launcher", str(os.getpid()), *self.spec.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.spec.environment},
-            process_group=0,
-        )
+        output, process = await self._start()
         self._process = process
         if self._stopping.is_set():  # asked for while the process was being created
             self._signal(signal.SIGTERM)
-        relay = asyncio.create_task(self._relay(process))
+        relay = asyncio.create_task(self._relay(output))
         watch = asyncio.create_task(self._watch(started_at))
         status = await process.wait()
         was_ready = watch.done()
         watch.cancel()
-        # What it started holds the other end of the pipe; without this the relay might never end.
+        # What it started holds the other end of the pipe: the relay ends only with that.
         _kill_group(process.pid)
+        await asyncio.wait([relay], timeout=_RELAY_TIMEOUT_S)
+        relay.cancel()
         await asyncio.gather(relay, watch, return_exceptions=True)
         return status, was_ready
 
-    async def _relay(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None, "started with a pipe"
+    async def _start(self) -> tuple[int, asyncio.subprocess.Process]:
+        # A pipe of our own: with asyncio's, `wait` may not return before the pipe is closed.
+        output, child_output = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "quire.launcher", str(os.getpid()), *self.spec.command),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=child_output,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.spec.environment},
+                process_group=0,
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(child_output)
+        return output, process
+
+    async def _relay(self, output: int) -> None:
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(output, "rb", buffering=0)
+        )
         splitter = LineSplitter()
-        while data := await process.stdout.read(_READ_BYTES):
-            for text, final in splitter.feed(data):
+        try:
+            while data := await reader.read(_READ_BYTES):
+                for text, final in splitter.feed(data):
+                    self._console.relay(self.spec.name, text, final=final)
+        finally:
+            transport.close()
+            for text, final in splitter.finish():
                 self._console.relay(self.spec.name, text, final=final)
-        for text, final in splitter.finish():
-            self._console.relay(self.spec.name, text, final=final)
 
     async def _watch(self, started_at: float) -> None:
         while True:
