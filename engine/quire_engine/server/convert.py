@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from quire_engine.core.messages import CoreStats
+from quire_engine.core.messages import CoreStats, FinishReason
+from quire_engine.frontend.deltas import (
+    CompletionDelta,
+    PositionLogprobs,
+    PromptInfo,
+    RequestDelta,
+    Usage,
+)
 from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.sampling_params import RequestOutputKind, SamplingParams
 
@@ -28,6 +35,11 @@ SCALARS = (
     "include_stop_str_in_output",
     "skip_reading_prefix_cache",
 )
+FINISH_REASONS = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.ABORT: pb.FINISH_REASON_ABORT,
+}
 LISTS = ("stop", "stop_token_ids", "allowed_token_ids", "bad_words")
 
 
@@ -71,4 +83,63 @@ def load_message(stats: CoreStats, *, epoch: int, seq: int, draining: bool) -> p
         num_prefix_queried_tokens=stats.num_prefix_queried_tokens,
         num_prefix_hit_tokens=stats.num_prefix_hit_tokens,
         draining=draining,
+    )
+
+
+def fill_response(
+    response: pb.GenerateResponse, delta: RequestDelta, *, tells_prompt: bool = False
+) -> None:
+    """Write what a step brought to a request into an empty response.
+
+    `tells_prompt`: the engine tokenized the prompt, so the client wants to know its token ids.
+    """
+    for completion in delta.completions:
+        _add_output(response, completion)
+    if delta.prompt is not None:
+        _fill_prompt(response.prompt, delta.prompt)
+        if tells_prompt:
+            response.prompt.prompt_token_ids.extend(delta.prompt.token_ids)
+    if delta.usage is not None:
+        _fill_usage(response.usage, delta.usage)
+
+
+def _add_output(response: pb.GenerateResponse, completion: CompletionDelta) -> None:
+    output = response.outputs.add(
+        index=completion.index, token_ids=completion.token_ids, text=completion.text
+    )
+    if completion.logprobs is not None:
+        output.logprobs.extend(map(_position, completion.logprobs))
+    if completion.finish_reason is None:
+        return
+    output.finish_reason = FINISH_REASONS[completion.finish_reason]
+    if isinstance(completion.stop_reason, str):
+        output.stop_string = completion.stop_reason
+    elif completion.stop_reason is not None:
+        output.stop_token_id = completion.stop_reason
+
+
+def _fill_prompt(message: pb.PromptInfo, prompt: PromptInfo) -> None:
+    message.num_prompt_tokens = prompt.num_tokens
+    message.num_cached_tokens = prompt.num_cached_tokens
+    if prompt.logprobs is not None:
+        message.prompt_logprobs.extend(map(_position, prompt.logprobs))
+
+
+def _fill_usage(message: pb.Usage, usage: Usage) -> None:
+    stats = usage.stats
+    message.num_prompt_tokens = usage.num_prompt_tokens
+    message.num_completion_tokens = stats.num_generation_tokens
+    message.num_cached_tokens = usage.num_cached_tokens
+    message.queue_s = max(stats.scheduled_ts - stats.arrival_time, 0.0)
+    message.time_to_first_token_s = max(stats.first_token_latency, 0.0)
+    message.generation_s = max(stats.last_token_ts - stats.first_token_ts, 0.0)
+    message.num_preemptions = stats.num_preemptions
+
+
+def _position(logprobs: PositionLogprobs) -> pb.PositionLogprobs:
+    return pb.PositionLogprobs(
+        token_ids=logprobs.token_ids,
+        logprobs=logprobs.logprobs,
+        ranks=logprobs.ranks,
+        tokens=logprobs.tokens,
     )

@@ -10,12 +10,16 @@ from quire_engine.errors import (
     QuireError,
 )
 from quire_engine.rpc import engine_pb2 as pb
+from quire_engine.server.kv_mirror import SubscriberTooSlowError
+from quire_engine.server.outbox import ReaderTooSlowError
 
-STATUS_CODES: tuple[tuple[type[QuireError], grpc.StatusCode], ...] = (
+STATUS_CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT),
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DrainingError, grpc.StatusCode.FAILED_PRECONDITION),
     (EngineDeadError, grpc.StatusCode.UNAVAILABLE),
+    (ReaderTooSlowError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (SubscriberTooSlowError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QuireError, grpc.StatusCode.INTERNAL),
 )
 

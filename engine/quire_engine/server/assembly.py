@@ -1,0 +1,54 @@
+"""Puts an engine together from a core that is ready and what is known of its model."""
+
+import secrets
+
+from quire_engine.core.messages import CoreReady
+from quire_engine.frontend.processor import Processor
+from quire_engine.frontend.tokenizer import Tokenizer
+from quire_engine.frontend.validation import ModelLimits
+from quire_engine.server.async_engine import AsyncEngine, Core
+from quire_engine.server.config import ServerConfig
+from quire_engine.server.kv_mirror import KvMirror
+from quire_engine.server.metrics import EngineMetrics
+from quire_engine.server.model_card import ModelCard
+from quire_engine.server.service import Serving
+
+
+def assemble(core: Core, card: ModelCard, config: ServerConfig) -> Serving:
+    """Return what a server serves, with an epoch of its own.
+
+    Raises:
+        ConfigError: the tokenizer cannot be used.
+    """
+    ready = core.ready
+    metrics = EngineMetrics(
+        card.served_names[0],
+        max_model_len=ready.max_model_len,
+        cache_info=_cache_info(ready, card),
+        compat=config.metrics_compat,
+    )
+    mirror = KvMirror(secrets.randbits(63) + 1)
+    engine = AsyncEngine(core, _processor(card, ready), mirror, metrics)
+    info = card.info(ready, epoch=mirror.epoch)
+    return Serving(engine=engine, card=card, info=info, metrics=metrics)
+
+
+def _processor(card: ModelCard, ready: CoreReady) -> Processor:
+    text = card.tokenizer_json.decode()
+    limits = ModelLimits(
+        max_model_len=ready.max_model_len,
+        vocab_size=card.vocab_size,
+        max_logprobs=card.max_logprobs,
+    )
+    tokenizer = Tokenizer.from_json(text) if text else None
+    return Processor(tokenizer, limits, defaults=card.generation_config)
+
+
+def _cache_info(ready: CoreReady, card: ModelCard) -> dict[str, str]:
+    """Return the labels of cache_config_info, named as vLLM's."""
+    return {
+        "block_size": str(ready.block_size),
+        "num_gpu_blocks": str(ready.num_blocks),
+        "cache_dtype": ready.dtype,
+        "enable_prefix_caching": str(card.has_prefix_caching),
+    }
