@@ -44,6 +44,10 @@ class Breaker:
             self._num_failures = 0
         self._is_trying = False
 
+    def reset(self) -> None:
+        """Another engine process took over, which has failed nothing."""
+        self.succeeded()
+
     def ended(self) -> None:
         """A request ended in a way that says nothing: cancelled, wrong or refused."""
         self._is_trying = False

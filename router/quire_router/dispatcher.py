@@ -1,0 +1,227 @@
+"""Runs generations on replicas: chooses one, waits for one, tries another.
+
+A request is begun anew on another replica as long as nothing of its answer was produced; so an
+engine that dies never fails a request that it had not begun to answer. All of this happens in
+callbacks of one event loop: a generation costs no task of its own.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from prometheus_client import CollectorRegistry
+
+from quire_engine.rpc import engine_pb2 as pb
+from quire_router.attempt import Attempt
+from quire_router.candidates import snapshot
+from quire_router.discovery import parse_replicas
+from quire_router.errors import NoReplicaError
+from quire_router.failure import ENGINE_FAULTS, Verdict, api_error
+from quire_router.generation import TokenizerFiles
+from quire_router.policy import choose_replica, least_requests
+from quire_router.pool import Pool
+from quire_router.pool_config import PoolConfig
+from quire_router.pool_metrics import DispatchMetrics, ReplicaCollector
+from quire_router.replica import Replica, ReplicaState
+from quire_router.stream import GenerationStream
+
+logger = logging.getLogger(__name__)
+
+
+class PoolDispatcher:
+    """Implements `generation.Dispatcher` over the replicas that a configuration names."""
+
+    def __init__(self, config: PoolConfig, registry: CollectorRegistry) -> None:
+        self._config = config
+        discoveries = parse_replicas(config.replicas, dns_interval_s=config.dns_interval_s)
+        self._pool = Pool(config, discoveries, self._on_state)
+        self._metrics = DispatchMetrics(registry)
+        self._collector = ReplicaCollector(self._pool)
+        registry.register(self._collector)
+        self._registry = registry
+        self._parked: dict[GenerationStream, asyncio.TimerHandle] = {}
+        self._num_decisions = 0
+        self._served: Replica | None = None
+        self._is_closed = False
+
+    async def start(self) -> None:
+        """Begin to look for replicas. Returns at once, whether or not there are any."""
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """Abort what is in flight and close every connection."""
+        self._is_closed = True
+        for stream in list(self._parked):
+            self._unpark(stream)
+            stream.fail(NoReplicaError("the router is shutting down"))
+        await self._pool.close()
+        self._registry.unregister(self._collector)
+
+    def models(self) -> Sequence[pb.ModelInfo]:
+        """Return the models of the replicas that are ready now; one each."""
+        infos = (replica.info for replica in self._pool.replicas if _is_ready(replica))
+        return list({info.served_model_names[0]: info for info in infos}.values())
+
+    def served(self) -> pb.ModelInfo | None:
+        """Return the model served, also while no replica is ready; None until one has been."""
+        return self._served.info if self._served is not None else None
+
+    def tokenizer(self) -> TokenizerFiles:
+        """Return the tokenizer of `served()`.
+
+        Raises:
+            NoReplicaError: no replica has been ready yet.
+        """
+        if self._served is None or self._served.tokenizer is None:
+            raise NoReplicaError
+        return self._served.tokenizer
+
+    def generate(
+        self, request: pb.GenerateRequest, *, token_ids: Sequence[int]
+    ) -> GenerationStream:
+        """Start a generation; choosing, waiting and failing happen in `Generation.next`."""
+        if token_ids and not request.prompt_token_ids:
+            request.prompt_token_ids.extend(token_ids)
+        stream = GenerationStream(request, token_ids)
+        if not self._place(stream):
+            self._park(stream)
+        return stream
+
+    def _place(self, stream: GenerationStream) -> bool:
+        """Send a generation to the best replica; False when none can take it now."""
+        replicas = self._eligible(stream)
+        if not replicas:
+            return False
+        hashes = [_hashes(replica, stream) for replica in replicas]
+        with self._metrics.decision_s.time():
+            cached = [
+                replica.index.num_cached(known) * replica.info.block_size
+                for replica, known in zip(replicas, hashes, strict=True)
+            ]
+            chosen = self._choose(replicas, cached, stream.num_prompt_tokens)
+        self._send(stream, replicas[chosen], hashes[chosen], cached[chosen])
+        return True
+
+    def _eligible(self, stream: GenerationStream) -> list[Replica]:
+        """Return the replicas that a generation may be sent to."""
+        model = _model(self._served)
+        ready = [
+            replica
+            for replica in self._pool.replicas
+            if _is_ready(replica)
+            and _model(replica) == model
+            and replica.incarnation not in stream.tried
+        ]
+        now = time.monotonic()
+        # A breaker is advice: an engine that fails often is still better than none.
+        return [replica for replica in ready if replica.breaker.allows(now)] or ready
+
+    def _choose(self, replicas: Sequence[Replica], cached: Sequence[int], num_tokens: int) -> int:
+        """Return the position of the best replica."""
+        candidates = snapshot(replicas, cached)
+        if self._config.routing_policy == "least-requests":
+            return candidates.index(least_requests(candidates))
+        return candidates.index(choose_replica(candidates, num_tokens))
+
+    def _send(
+        self, stream: GenerationStream, replica: Replica, hashes: Sequence[int], num_cached: int
+    ) -> None:
+        self._num_decisions += 1
+        replica.last_chosen = self._num_decisions
+        replica.index.speculate(hashes, time.monotonic())
+        Attempt(replica, stream, self._on_failure).send(num_cached=num_cached)
+
+    def _on_failure(self, attempt: Attempt, verdict: Verdict, error: pb.Error) -> None:
+        """One replica failed a request: try another, wait for one, or give up.
+
+        A generation that has begun would be resumed here, from its prompt and what it produced.
+        """
+        stream = attempt.stream
+        stream.tried.add(attempt.replica.incarnation)
+        if verdict is Verdict.DRAINING:
+            attempt.replica.refuse_work()
+        if not self._may_retry(stream, verdict):
+            stream.fail(api_error(verdict, error.message, error.param))
+            return
+        self._metrics.retries.labels(verdict.value).inc()
+        if self._place(stream):
+            return
+        if verdict in (Verdict.FULL, Verdict.FAULT):
+            stream.fail(api_error(verdict, error.message, error.param))
+        else:
+            self._park(stream)
+
+    def _may_retry(self, stream: GenerationStream, verdict: Verdict) -> bool:
+        if stream.is_started or self._is_closed or verdict is Verdict.REFUSED:
+            return False
+        if verdict in ENGINE_FAULTS:
+            # A request that brings down every engine that sees it must not see them all.
+            stream.num_retries += 1
+        return stream.num_retries <= self._config.max_request_retries
+
+    def _park(self, stream: GenerationStream) -> None:
+        """Keep a generation until a replica is ready, for a while."""
+        now = time.monotonic()
+        wait_s = max(0.0, stream.created_at + self._config.replica_wait_s - now)
+        timer = asyncio.get_running_loop().call_later(wait_s, self._give_up, stream)
+        self._parked[stream] = timer
+        stream.abort = partial(self._unpark, stream)
+        self._metrics.parked.set(len(self._parked))
+
+    def _unpark(self, stream: GenerationStream) -> None:
+        if (timer := self._parked.pop(stream, None)) is not None:
+            timer.cancel()
+            self._metrics.parked.set(len(self._parked))
+
+    def _give_up(self, stream: GenerationStream) -> None:
+        self._unpark(stream)
+        stream.fail(NoReplicaError())
+
+    def _on_state(self, replica: Replica) -> None:
+        if replica.state is ReplicaState.READY:
+            self._adopt(replica)
+            for stream in list(self._parked):
+                if self._place(stream):
+                    self._unpark(stream)
+        elif replica.state is ReplicaState.UNRESPONSIVE:
+            _evict(replica)
+
+    def _adopt(self, replica: Replica) -> None:
+        """Serve the model of the first replica, for as long as any replica has it."""
+        if self._served is None or not any(
+            _is_ready(other) and _model(other) == _model(self._served)
+            for other in self._pool.replicas
+        ):
+            self._served = replica
+        if _model(replica) != _model(self._served):
+            logger.error(
+                "replica ignored, it serves another model replica=%s model=%s served=%s",
+                replica.address,
+                _model(replica),
+                _model(self._served),
+            )
+
+
+def _is_ready(replica: Replica) -> bool:
+    return replica.state is ReplicaState.READY and not replica.is_retired
+
+
+def _model(replica: Replica | None) -> str:
+    return replica.info.served_model_names[0] if replica is not None else ""
+
+
+def _hashes(replica: Replica, stream: GenerationStream) -> Sequence[int]:
+    """Return the prompt's block hashes as this replica computes them."""
+    request = stream.request
+    if not replica.info.prefix_caching:
+        return ()
+    return stream.hashes(replica.info.block_size, replica.prefix_seed(request.cache_salt))
+
+
+def _evict(replica: Replica) -> None:
+    """Take back what a silent replica has not begun to answer."""
+    for sink in replica.sinks():
+        if isinstance(sink, Attempt) and not sink.is_started:
+            sink.evict("the engine does not respond")
