@@ -8,6 +8,17 @@ from enum import IntEnum
 from typing import Any, Self
 
 from quire_engine.errors import InvalidRequestError
+from quire_engine.field_types import (
+    Check,
+    boolean,
+    integer,
+    integers,
+    number,
+    optional,
+    string_or_strings,
+    strings,
+    token_biases,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +80,7 @@ class SamplingParams:
     skip_reading_prefix_cache: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._normalise()
         self._check_distribution()
         self._check_lengths()
@@ -92,13 +104,24 @@ class SamplingParams:
     def clone(self, **changes: Any) -> "SamplingParams":
         return replace(self, **changes)
 
+    def _check_types(self) -> None:
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            checked = check(name, value)
+            if checked is not value:
+                setattr(self, name, checked)
+        try:
+            self.output_kind = RequestOutputKind(self.output_kind)
+        except ValueError:
+            raise InvalidRequestError(
+                f"output_kind must be a RequestOutputKind, got {self.output_kind!r}", "output_kind"
+            ) from None
+
     def _normalise(self) -> None:
         if self.seed == -1:
             self.seed = None
         if self.top_k == -1:
             self.top_k = 0
-        if self.logit_bias is not None:
-            self.logit_bias = {int(token): float(bias) for token, bias in self.logit_bias.items()}
         if GREEDY_BELOW <= self.temperature < MIN_TEMPERATURE:
             logger.warning("temperature raised from=%g to=%g", self.temperature, MIN_TEMPERATURE)
             self.temperature = MIN_TEMPERATURE
@@ -108,6 +131,8 @@ class SamplingParams:
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _check_range("seed", self.seed, -(2**63), 2**63 - 1)
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequestError(f"top_p must be in (0, 1], got {self.top_p}", "top_p")
         if self.top_k < 0:
@@ -161,6 +186,34 @@ class SamplingParams:
                 f"n must be 1 when temperature is 0, since all would be equal; got {self.n}", "n"
             )
         self.temperature, self.top_p, self.top_k, self.min_p = 0.0, 1.0, 0, 0.0
+
+
+_CHECKS: dict[str, Check] = {
+    "n": integer,
+    "presence_penalty": number,
+    "frequency_penalty": number,
+    "repetition_penalty": number,
+    "temperature": number,
+    "top_p": number,
+    "top_k": integer,
+    "min_p": number,
+    "seed": optional(integer),
+    "stop": optional(string_or_strings),
+    "stop_token_ids": optional(integers),
+    "ignore_eos": boolean,
+    "max_tokens": optional(integer),
+    "min_tokens": integer,
+    "logprobs": optional(integer),
+    "prompt_logprobs": optional(integer),
+    "detokenize": boolean,
+    "skip_special_tokens": boolean,
+    "spaces_between_special_tokens": boolean,
+    "include_stop_str_in_output": boolean,
+    "logit_bias": optional(token_biases),
+    "allowed_token_ids": optional(integers),
+    "bad_words": optional(strings),
+    "skip_reading_prefix_cache": boolean,
+}
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
