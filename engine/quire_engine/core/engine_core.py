@@ -1,11 +1,31 @@
 """The engine without its edges: sequences go in, step outputs come out."""
 
+import logging
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.messages import CoreStats, NewSequence, StepOutputs
-from quire_engine.runner.plan import ModelRunner
+from quire_engine.core.kv_cache import KvCache
+from quire_engine.core.messages import (
+    CoreReady,
+    CoreStats,
+    FinishReason,
+    NewSequence,
+    SequenceOutput,
+    StepOutputs,
+)
+from quire_engine.core.meter import StepMeter
+from quire_engine.core.scheduler import Scheduler
+from quire_engine.errors import RequestError
+from quire_engine.runner.plan import ModelRunner, StepPlan
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 3
+"""A runner that fails this many steps one after another will not recover."""
+DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Enough to keep the device busy, few enough for decodes not to wait long for prefills."""
 
 
 class EngineCore:
@@ -26,34 +46,66 @@ class EngineCore:
         eos_token_ids: frozenset[int],
         max_num_batched_tokens: int,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None: ...
+    ) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._cache = KvCache(
+            runner.num_blocks,
+            config.cache.block_size,
+            prefix_model=prefix_model,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+        )
+        self._scheduler = Scheduler(
+            config.scheduler,
+            self._cache,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=runner.max_model_len,
+            eos_token_ids=eos_token_ids,
+        )
+        self._meter = StepMeter()
+        self._num_failures_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would compute or say something."""
-        raise NotImplementedError
+        return self._scheduler.has_work or self._cache.has_events
 
     @property
     def max_model_len(self) -> int:
         """Longest prompt and completion together: the runner's, and what the cache can hold."""
-        raise NotImplementedError
+        return self._scheduler.max_model_len
 
     @property
     def stats(self) -> CoreStats:
-        raise NotImplementedError
+        return replace(self._scheduler.measure())
+
+    def describe(self) -> CoreReady:
+        """Return what this core became; device, dtype and load times if the runner tells."""
+        return CoreReady(
+            num_blocks=self._cache.pool.num_blocks,
+            block_size=self._cache.block_size,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self._scheduler.max_num_seqs,
+            max_num_batched_tokens=self._max_num_batched_tokens,
+            dtype=str(getattr(self._runner, "dtype", "")).removeprefix("torch."),
+            device=str(getattr(self._runner, "device", "")),
+            load_report=dict(getattr(self._runner, "load_report", {})),
+        )
 
     def add(self, new: NewSequence) -> None:
         """Queue a sequence.
 
         Raises:
             PromptTooLongError: it leaves no room for even one generated token.
+            InvalidRequestError: it can never be computed for another reason.
             QueueFullError: `max_num_queued_reqs` are waiting already.
         """
-        raise NotImplementedError
+        self._scheduler.add(new)
 
     def abort(self, seq_ids: Collection[int]) -> None:
         """Forget sequences and free their blocks; unknown ids are ignored. No output follows."""
-        raise NotImplementedError
+        self._scheduler.abort(seq_ids)
 
     def step(self) -> StepOutputs:
         """Compute one step. Call while `has_work`.
@@ -61,17 +113,65 @@ class EngineCore:
         A runner that raises fails the sequences of that step with FinishReason.ERROR; one that
         raises step after step has its exception passed on, since nothing will get better.
         """
-        raise NotImplementedError
+        outputs = self._compute() if self._scheduler.has_work else []
+        events = self._cache.take_events()
+        return StepOutputs(outputs=outputs, stats=self.stats, kv_events=events)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no live sequence uses; `step` reports it."""
-        raise NotImplementedError
+        self._cache.pool.forget_unused()
 
     def check(self) -> None:
         """Raise AssertionError if an invariant of scheduler or cache does not hold."""
-        raise NotImplementedError
+        self._scheduler.check()
+
+    def _compute(self) -> list[SequenceOutput]:
+        started_at = self._clock()
+        plan = self._scheduler.schedule(started_at)
+        assert plan.num_tokens, "a step of waiting sequences computes nothing"
+        num_prefill_tokens = plan.total_num_tokens - self._scheduler.num_last_decodes
+        outputs = self._execute(plan)
+        self._meter.record(
+            self._scheduler.stats,
+            step_s=self._clock() - started_at,
+            num_tokens=plan.total_num_tokens,
+            num_prefill_tokens=num_prefill_tokens,
+        )
+        return outputs
+
+    def _execute(self, plan: StepPlan) -> list[SequenceOutput]:
+        try:
+            result = self._runner.execute(plan)
+        except Exception as error:  # whatever it is, the other sequences need not fail for it
+            return self._fail(plan, error)
+        self._num_failures_in_a_row = 0
+        return self._scheduler.update(plan, result)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> list[SequenceOutput]:
+        self._num_failures_in_a_row += 1
+        logger.error(
+            "step failed num_sequences=%d num_tokens=%d failures_in_a_row=%d",
+            len(plan.num_tokens),
+            plan.total_num_tokens,
+            self._num_failures_in_a_row,
+            exc_info=error,
+        )
+        if self._num_failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise error
+        return self._scheduler.fail(plan, f"the step failed: {type(error).__name__}: {error}")
+
+
+def refusal(seq_id: int, error: RequestError) -> SequenceOutput:
+    """Return the output that tells a frontend elsewhere what `EngineCore.add` raised."""
+    return SequenceOutput(
+        seq_id=seq_id,
+        finish_reason=FinishReason.ERROR,
+        error=str(error),
+        error_kind=type(error).__name__,
+    )
 
 
 def default_max_num_batched_tokens(config: EngineConfig, device: str) -> int:
     """Return the token budget of a step: as configured, or what suits the kind of device."""
-    raise NotImplementedError
+    configured = config.scheduler.max_num_batched_tokens
+    return configured or DEFAULT_BATCHED_TOKENS["cuda" if device.startswith("cuda") else "cpu"]

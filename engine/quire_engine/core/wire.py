@@ -105,7 +105,7 @@ class Codec:
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._kinds = {type_: kind.value for kind, type_ in _TYPES.items()}
-        self._decoders = {
+        self._decoders: dict[bytes, msgspec.msgpack.Decoder[Any]] = {
             kind.value: msgspec.msgpack.Decoder(type_) for kind, type_ in _TYPES.items()
         }
 

@@ -76,5 +76,9 @@ class ModelRunner(Protocol):
         ...
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. A plan with no tokens only applies its drops."""
+        """Run one step. A plan with no tokens only applies its drops.
+
+        What this raises fails the sequences of the plan; the next plan drops them. So a runner
+        ignores dropped ids that it does not know, and takes nothing else from a failed step.
+        """
         ...
