@@ -73,8 +73,11 @@ class Tokenization:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="tokenize")
         self._cache = TokenCache(cache_bytes)
         self._metrics = metrics
+        self._loading = asyncio.Lock()
         self._sha256 = ""
         self._tokenizer: Tokenizer | None = None
+        self.max_token_chars = 1
+        """Length of the longest token of the vocabulary."""
 
     def close(self) -> None:
         """End the threads."""
@@ -84,11 +87,15 @@ class Tokenization:
         """Make sure that `files` is the tokenizer in use; free when it is already."""
         if files.sha256 == self._sha256:
             return
-        tokenizer = None
-        if files.data:
-            tokenizer = await self._in_thread(_load, files.data)
-        self._sha256, self._tokenizer = files.sha256, tokenizer
-        self._cache.clear()
+        async with self._loading:
+            if files.sha256 == self._sha256:
+                return  # another request has loaded it meanwhile
+            if files.data:
+                self._tokenizer, self.max_token_chars = await self._in_thread(_load, files.data)
+            else:
+                self._tokenizer = None
+            self._sha256 = files.sha256
+            self._cache.clear()
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
         """Return the token ids of a text."""
@@ -133,12 +140,12 @@ class Tokenization:
         return await loop.run_in_executor(self._executor, function, *arguments)
 
 
-def _load(data: bytes) -> Tokenizer:
+def _load(data: bytes) -> tuple[Tokenizer, int]:
     tokenizer = Tokenizer.from_str(data.decode())
     # Some files carry the settings of a training run; serving cuts or pads nothing.
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
+    return tokenizer, max(map(len, tokenizer.get_vocab()), default=1)
 
 
 def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> Sequence[int]:

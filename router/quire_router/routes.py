@@ -1,0 +1,123 @@
+"""The routes that are not hot: models, tokenizing, health, metrics."""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from quire_router.bodies import json_object
+from quire_router.errors import ModelNotFoundError, NoReplicaError
+from quire_router.exchange import read_body
+from quire_router.openai.models import model_cards
+from quire_router.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from quire_router.sampling import check_vocabulary
+from quire_router.service import Service
+
+ROUTES = frozenset(
+    {
+        "/v1/models",
+        "/tokenize",
+        "/detokenize",
+        "/health",
+        "/ready",
+        "/ping",
+        "/version",
+        "/metrics",
+    }
+)
+"""Paths that metrics name; whatever else clients try is counted as one."""
+
+
+def build_routes(service: Service, registry: CollectorRegistry) -> APIRouter:
+    """Return all of them."""
+    router = APIRouter(redirect_slashes=False)
+    _add_model_routes(router, service)
+    _add_token_routes(router, service)
+    _add_health_routes(router, service, registry)
+    return router
+
+
+def _add_model_routes(router: APIRouter, service: Service) -> None:
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        return _json({"object": "list", "data": model_cards(service.model(None))})
+
+    @router.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> Response:
+        cards = model_cards(service.model(None))
+        found = next((card for card in cards if card["id"] == name), None)
+        if found is None:
+            raise ModelNotFoundError(name)
+        return _json(found)
+
+
+def _add_token_routes(router: APIRouter, service: Service) -> None:
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        wanted = TokenizeRequest.parse(await _body(request, service))
+        model = service.model(wanted.model)
+        files = await service.tokenizer()
+        text = wanted.prompt
+        if wanted.chat is not None:
+            text = service.renderer.render(wanted.chat, files)
+        token_ids = await service.tokenization.encode(
+            text, add_special_tokens=wanted.add_special_tokens
+        )
+        names = [service.tokenization.token_name(token_id) for token_id in token_ids]
+        return _json(
+            {
+                "count": len(token_ids),
+                "max_model_len": model.max_model_len,
+                "tokens": list(token_ids),
+                "token_strs": names if wanted.return_token_strs else None,
+            }
+        )
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        wanted = DetokenizeRequest.parse(await _body(request, service))
+        model = service.model(wanted.model)
+        await service.tokenizer()
+        check_vocabulary("tokens", max(wanted.tokens, default=0), model.vocab_size)
+        return _json({"prompt": await service.tokenization.decode(wanted.tokens)})
+
+
+def _add_health_routes(router: APIRouter, service: Service, registry: CollectorRegistry) -> None:
+    @router.get("/health")
+    @router.get("/ping")
+    @router.post("/ping")
+    async def health() -> Response:
+        return Response()
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        if not service.dispatcher.models():
+            raise NoReplicaError
+        return _json({"ready": True})
+
+    @router.get("/version")
+    async def show_version() -> Response:
+        return _json({"version": own_version()})
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def own_version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("quire")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0"
+
+
+async def _body(request: Request, service: Service) -> dict[str, Any]:
+    limit = service.config.max_body_bytes
+    return json_object(await read_body(request.scope, request.receive, max_bytes=limit))
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -1,0 +1,161 @@
+"""The router as a process: `run(config)` serves until SIGTERM or SIGINT.
+
+The first signal stops accepting and lets requests in flight end within `shutdown_timeout`; what is
+left then, or at a second signal of the same kind, ends with an error. Either way the status is 0.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+
+from quire_router.app import RouterApp
+from quire_router.auth import load_keys
+from quire_router.config import RouterConfig
+from quire_router.dispatcher import PoolDispatcher
+from quire_router.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+# Longer than the idle timeouts of common proxies and client pools, so that it is never this side
+# that closes a connection just as the other one sends on it.
+KEEP_ALIVE_S = 75
+# How long the last error events get to leave the process.
+FLUSH_S = 0.5
+
+
+def run(config: RouterConfig) -> int:
+    """Serve until told to stop; return the process's exit status.
+
+    Raises:
+        ConfigError: the router cannot start: a file, the address or the replicas are no good.
+    """
+    _configure_logging(config)
+    api_keys = load_keys(config, os.environ)
+    if not config.replicas:
+        raise ConfigError("no engine to route to: name at least one with --replicas")
+    with (
+        _listener(config.host, config.port) as listener,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        runner.run(_serve(config, api_keys, listener))
+    return 0
+
+
+class QuietServer(uvicorn.Server):
+    """uvicorn without its signal handlers, which would end the process by the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `Shutdown`."""
+        yield
+
+
+class Shutdown:
+    """Ends a server in steps: no new requests; errors for those that last too long; the end."""
+
+    def __init__(self, server: uvicorn.Server, app: RouterApp, *, timeout_s: float) -> None:
+        self._server = server
+        self._app = app
+        self._timeout_s = timeout_s
+        self._seen: set[signal.Signals] = set()
+
+    def on_signal(self, received: signal.Signals) -> None:
+        """Begin to stop, or hurry up.
+
+        Ctrl-C reaches a whole process group and a supervisor passes on a SIGTERM, so only a
+        second signal of the same kind is a human's second thought.
+        """
+        if received in self._seen:
+            logger.info("stopping at once signal=%s", received.name)
+            self.abort()
+            return
+        if not self._seen:
+            logger.info("stopping signal=%s timeout_s=%g", received.name, self._timeout_s)
+            asyncio.get_running_loop().call_later(self._timeout_s, self.abort)
+        self._seen.add(received)
+        self._server.should_exit = True
+
+    def abort(self) -> None:
+        """End what is in flight with errors, and soon after without."""
+        self._app.abort_all()
+        asyncio.get_running_loop().call_later(FLUSH_S, self._force)
+
+    def _force(self) -> None:
+        # uvicorn would log a traceback for every client that has not read its error.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        self._server.force_exit = True
+
+
+async def _serve(config: RouterConfig, api_keys: tuple[str, ...], listener: socket.socket) -> None:
+    registry = _registry()
+    app = RouterApp(config, PoolDispatcher(config, registry), registry, api_keys=api_keys)
+    server = QuietServer(uvicorn_config(app, access_log=config.access_log))
+    shutdown = Shutdown(server, app, timeout_s=config.shutdown_timeout)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, shutdown.on_signal, number)
+    async with app.running():
+        host, port = listener.getsockname()[:2]
+        logger.info("listening host=%s port=%d replicas=%d", host, port, len(config.replicas))
+        # What start-up made lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await server.serve(sockets=[listener])
+    logger.info("stopped")
+
+
+def uvicorn_config(app: RouterApp, *, access_log: bool = False) -> uvicorn.Config:
+    """Return how uvicorn serves the application; signals, sockets and lifespan are ours."""
+    return uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=access_log,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+
+
+def _registry() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+        registry.register(collector)
+    return registry
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    is_v6 = ":" in host
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
+    try:
+        return socket.create_server(
+            (host, port), family=family, backlog=BACKLOG, dualstack_ipv6=is_v6 and host == "::"
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # no wheels for Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def _configure_logging(config: RouterConfig) -> None:
+    logging.basicConfig(
+        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    if config.log_level != "debug":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
