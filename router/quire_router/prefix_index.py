@@ -62,17 +62,17 @@ class PrefixIndex:
             self._forget()
         self._epoch = epoch
         self._max_blocks = num_blocks
-        self.mode = IndexMode.DEGRADED if is_enabled else IndexMode.OFF
         self.subscribe()
+        self.mode = IndexMode.DEGRADED if is_enabled else IndexMode.OFF
 
     def subscribe(self) -> None:
         """Expect a snapshot next; until it is complete the last known state serves as history."""
         self._seq = None
         self._snapshot = set()
+        self._older |= self._exact
+        self._exact = set()
         if self.mode is IndexMode.EXACT:
             self.mode = IndexMode.DEGRADED
-            self._older |= self._exact
-            self._exact = set()
 
     def apply(self, batch: pb.KvEventBatch, now: float) -> None:
         """Take over one message of the engine's event stream.

@@ -35,7 +35,7 @@ class ReplicaState(enum.Enum):
     UNHEALTHY = "unhealthy"
     """It says itself that it does not serve."""
     UNRESPONSIVE = "unresponsive"
-    """It says nothing."""
+    """It has said nothing for a while, or nothing good."""
 
 
 @dataclass(slots=True)
@@ -81,7 +81,7 @@ class Replica:
         self._backoff = Backoff(first_s=0.1, max_s=MAX_RECONNECT_S)
         self._heard_at = 0.0
         self._is_heard = False
-        self._is_silent = False
+        self._is_stuck = False
         self._is_draining = False
         self._unserving_since: float | None = None
 
@@ -149,9 +149,8 @@ class Replica:
             )
         self._heard_at = time.monotonic()
         self.load.reported(load, self._heard_at)
-        # A report wakes up what was silent, and is the proof that a new connection works.
-        if self._is_silent or not self._is_heard or load.draining != self._is_draining:
-            self._is_silent = False
+        # The first report is the proof that a new connection works.
+        if not self._is_heard or load.draining != self._is_draining:
             self._is_heard = True
             self._is_draining = load.draining
             self._update()
@@ -175,7 +174,7 @@ class Replica:
         reason = ""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._watch_silence())
+                tasks.create_task(self._watch_pulse())
                 await run_connection(self.address, self._tokenizers, self)
         except* ConnectionLostError as group:
             reason = str(_first(group))
@@ -185,7 +184,7 @@ class Replica:
             reason = f"internal error: {_first(group)}"
         return reason
 
-    async def _watch_silence(self) -> None:
+    async def _watch_pulse(self) -> None:
         expected = time.monotonic() + WATCHDOG_INTERVAL_S
         while True:
             await asyncio.sleep(WATCHDOG_INTERVAL_S)
@@ -194,24 +193,26 @@ class Replica:
             self._heard_at += max(0.0, now - expected)
             expected = now + WATCHDOG_INTERVAL_S
             if self._session is not None:
-                self._check_silence(now)
+                self._check_pulse(now)
                 self.index.expire(now)
 
-    def _check_silence(self, now: float) -> None:
+    def _check_pulse(self, now: float) -> None:
         silence_s = now - self._heard_at
-        if silence_s > self._config.lost_after_s:
-            raise ConnectionLostError(f"no load report for {silence_s:.1f} s")
+        unserving_s = 0.0
         if self._unserving_since is not None and not self._is_draining:
             unserving_s = now - self._unserving_since
-            if unserving_s > self._config.lost_after_s:
-                raise ConnectionLostError(f"unhealthy for {unserving_s:.1f} s")
-        if silence_s > self._config.unresponsive_after_s and not self._is_silent:
-            self._is_silent = True
+        if silence_s > self._config.lost_after_s:
+            raise ConnectionLostError(f"no load report for {silence_s:.1f} s")
+        if unserving_s > self._config.lost_after_s:
+            raise ConnectionLostError(f"unhealthy for {unserving_s:.1f} s")
+        is_stuck = max(silence_s, unserving_s) > self._config.unresponsive_after_s
+        if is_stuck != self._is_stuck:
+            self._is_stuck = is_stuck
             self._update()
 
     def _end(self, reason: str) -> None:
         session, self._session = self._session, None
-        self._is_heard = self._is_silent = self._is_draining = False
+        self._is_heard = self._is_stuck = self._is_draining = False
         self._unserving_since = None
         self._update()
         if session is None:
@@ -238,7 +239,7 @@ class Replica:
             return ReplicaState.CONNECTING
         if self._is_draining:
             return ReplicaState.DRAINING
-        if self._is_silent:
+        if self._is_stuck:
             return ReplicaState.UNRESPONSIVE
         if self._unserving_since is not None:
             return ReplicaState.UNHEALTHY
