@@ -1,7 +1,8 @@
 """The forms in which `LLM.generate` takes prompts, brought to one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from quire_engine.errors import InvalidRequestError
@@ -28,11 +29,11 @@ def parse_prompts(prompts: PromptLike | Sequence[PromptLike]) -> list[Prompt]:
     Raises:
         InvalidRequestError: one has another form.
     """
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | Mapping) or not isinstance(prompts, Iterable):
         return [_parse(prompts)]
     items = list(prompts)
-    if items and not isinstance(items[0], str | Mapping | Sequence) and not _is_array(items[0]):
-        return [_parse(items)]  # one prompt's token ids
+    if items and isinstance(items[0], Integral):
+        return [_parse(items)]  # the token ids of one prompt
     return [_parse(item) for item in items]
 
 
