@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire_engine.errors import ConfigError
-from quire_engine.model.hub import convert_advice, shard_names
+from quire_engine.model.hub import convert_advice, is_first_shard, shard_names
 
 _INDEX = "model.safetensors.index.json"
 _NOT_THE_MODEL = ("consolidated", "adapter_", "training_")
@@ -47,9 +47,7 @@ def _of_folder(folder: Path, load_format: str) -> Checkpoint:
     has_config = (folder / "config.json").is_file()
     if has_config and load_format == "dummy":
         return Checkpoint(folder=folder, format="dummy")
-    gguf = [
-        file for file in sorted(folder.glob("*.gguf")) if shard_names(file.name)[0] == file.name
-    ]
+    gguf = [file for file in sorted(folder.glob("*.gguf")) if is_first_shard(file.name)]
     safetensors = _safetensors(folder)
     if gguf and (not safetensors or load_format == "gguf"):
         if len(gguf) > 1:

@@ -12,8 +12,10 @@ from typing import Any
 
 from quire_engine.errors import ConfigError
 
+_TIMEOUT_S = 20.0
 TEXT_FILES = ("*.json", "*.jinja", "*.txt")
-_NEVER = ("original/*", "consolidated*", "*/*.json", "onnx/*", "adapter_*")
+# Other forms of the same weights, and parts of other models.
+_NEVER = ("*/*", "consolidated*", "adapter_*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,43 +43,53 @@ class Hub:
             if file:
                 return self._gguf(repo, file, files)
             folder = self._snapshot(repo, _patterns(name, files, with_weights=with_weights))
-        gguf = sorted(folder.glob("*.gguf"))
+        gguf = [file for file in sorted(folder.glob("*.gguf")) if is_first_shard(file.name)]
         has_config = (folder / "config.json").exists()
         return gguf[0] if len(gguf) == 1 and not has_config else folder
 
     def _list(self, repo: str) -> list[str] | None:
         """Return the repository's files; None where only the cache can tell."""
         import huggingface_hub as hub  # slow to import, and not needed for a local model
-        from huggingface_hub.errors import OfflineModeIsEnabled
 
+        api = hub.HfApi(endpoint=self.endpoint, token=self.token)
         try:
-            api = hub.HfApi(endpoint=self.endpoint, token=self.token)
-            return api.list_repo_files(repo, revision=self.revision)
-        except (OfflineModeIsEnabled, *_unreachable()):
+            info = api.model_info(repo, revision=self.revision, timeout=_TIMEOUT_S)
+        except hub.errors.HfHubHTTPError:
+            raise
+        except _unreachable():
             return None
+        return [file.rfilename for file in info.siblings or ()]
 
-    def _snapshot(self, repo: str, patterns: Sequence[str] | None) -> Path:
+    def _snapshot(
+        self, repo: str, patterns: Sequence[str] | None, never: Sequence[str] = _NEVER
+    ) -> Path:
         import huggingface_hub as hub
 
-        return Path(
-            hub.snapshot_download(
+        try:
+            path = hub.snapshot_download(
                 repo,
                 revision=self.revision,
                 token=self.token,
                 cache_dir=self.cache_dir,
                 endpoint=self.endpoint,
                 allow_patterns=None if patterns is None else list(patterns),
-                ignore_patterns=list(_NEVER),
+                ignore_patterns=list(never),
                 local_files_only=patterns is None,
             )
-        )
+        except hub.errors.LocalEntryNotFoundError as error:
+            # The cache holds what was asked for then, not the whole repository.
+            partial: str | None = getattr(error, "snapshot_path", None)
+            if partial is None:
+                raise
+            return Path(partial)
+        return Path(path)
 
     def _gguf(self, repo: str, file: str, files: list[str] | None) -> Path:
         if files is not None and file not in files:
             known = ", ".join(name for name in files if name.endswith(".gguf")) or "none"
             raise ConfigError(f"{repo} has no file {file}; its GGUF files are: {known}")
         patterns = None if files is None else [*shard_names(file), *TEXT_FILES]
-        return self._snapshot(repo, patterns) / file
+        return self._snapshot(repo, patterns, never=()) / file
 
 
 def shard_names(name: str) -> list[str]:
@@ -86,6 +98,11 @@ def shard_names(name: str) -> list[str]:
     if not total.isdigit() or not stem[-5:].isdigit():
         return [name]
     return [f"{stem[:-5]}{part:05d}-of-{total}.gguf" for part in range(1, int(total) + 1)]
+
+
+def is_first_shard(name: str) -> bool:
+    """Tell whether a GGUF file has the metadata of its model: the first shard, or the only one."""
+    return shard_names(name)[0] == name
 
 
 def _patterns(name: str, files: list[str] | None, *, with_weights: bool) -> list[str] | None:
@@ -98,7 +115,7 @@ def _patterns(name: str, files: list[str] | None, *, with_weights: bool) -> list
     if any(file.endswith(".safetensors") for file in top):
         return ["*.safetensors", *TEXT_FILES]
     gguf = [file for file in top if file.endswith(".gguf")]
-    wholes = [file for file in gguf if shard_names(file)[0] == file]
+    wholes = [file for file in gguf if is_first_shard(file)]
     if len(wholes) > 1:
         raise ConfigError(
             f"{name} has several GGUF files; name one, as {name}:{wholes[0]}; "
@@ -121,9 +138,10 @@ def convert_advice(name: str) -> str:
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
-    import httpx  # comes with huggingface_hub
+    """Return what no connection raises: requests' errors are OSErrors, httpx's are HTTPErrors."""
+    from huggingface_hub import errors
 
-    return (httpx.TransportError, ConnectionError)
+    return (OSError, errors.HTTPError)  # type: ignore[attr-defined] # of whichever library it uses
 
 
 @contextmanager
@@ -149,7 +167,7 @@ def _explained(name: str) -> Iterator[None]:
             f"{name} is not in the local cache and the hub cannot be reached; connect, "
             "or give a local directory"
         ) from error
-    except (errors.HfHubHTTPError, *_unreachable()) as error:
+    except _unreachable() as error:
         raise ConfigError(f"downloading {name} failed: {_first_line(error)}") from error
 
 
