@@ -132,7 +132,7 @@ def test_a_bad_prompt_is_refused_before_anything_starts(
     make_parts: MakeParts, prompt: Any, message: str
 ) -> None:
     parts = make_parts()
-    prompts = prompt if isinstance(prompt, list) else [prompt, "ok"]
+    prompts: Any = prompt if isinstance(prompt, list | int) else [prompt, "ok"]
 
     with pytest.raises(InvalidRequestError, match=message):
         parts.llm.generate(prompts, use_tqdm=False)

@@ -20,6 +20,7 @@ class Completion:
         "_shows_stop_token",
         "_stop",
         "index",
+        "num_preemptions",
         "num_tokens",
         "seq_id",
     )
@@ -35,6 +36,7 @@ class Completion:
         self.seq_id = seq_id
         self.index = index
         self.num_tokens = 0
+        self.num_preemptions = 0
         self._pieces = tokenizer.pieces if tokenizer is not None else None
         self._min_tokens = params.min_tokens
         self._shows_stop_token = params.include_stop_str_in_output
@@ -64,11 +66,15 @@ class Completion:
             if stop.matched is not None:
                 token_ids = token_ids[:num_used]
                 logprobs = None if logprobs is None else logprobs[:num_used]
-        elif self._detokenizer is not None:
+        elif self._detokenizer is None:
+            pass
+        elif output.finish_reason is None:
+            text = self._detokenizer.push(token_ids)
+        else:
             text = self._detokenizer.push(token_ids[: self._num_shown(output)])
-            if output.finish_reason is not None:
-                text += self._detokenizer.finish()
+            text += self._detokenizer.finish()
         self.num_tokens += len(token_ids)
+        self.num_preemptions = output.num_preemptions
         matched = stop.matched if stop is not None else None
         return CompletionDelta(
             index=self.index,
@@ -143,7 +149,7 @@ def positions(logprobs: Sequence[TokenLogprobs], pieces: Pieces | None) -> list[
             token_ids=entry.token_ids,
             logprobs=entry.logprobs,
             ranks=entry.ranks,
-            tokens=[] if pieces is None else [pieces[token_id] for token_id in entry.token_ids],
+            tokens=[] if pieces is None else list(map(pieces.__getitem__, entry.token_ids)),
         )
         for entry in logprobs
     ]

@@ -320,15 +320,16 @@ def _note_times(stats: RequestStats, output: SequenceOutput, now: float) -> None
             stats.first_token_ts = now
     if output.scheduled_s is not None and not stats.scheduled_ts:
         stats.scheduled_ts = output.scheduled_s
-    stats.num_preemptions += output.num_preemptions
 
 
 def _usage(request: _Request) -> Usage:
-    request.stats.num_generation_tokens = sum(each.num_tokens for each in request.completions)
+    completions, stats = request.completions, request.stats
+    stats.num_generation_tokens = sum(completion.num_tokens for completion in completions)
+    stats.num_preemptions = sum(completion.num_preemptions for completion in completions)
     return Usage(
         num_prompt_tokens=len(request.prompt_token_ids),
         num_cached_tokens=request.prompt.num_cached_tokens if request.prompt is not None else 0,
-        stats=request.stats,
+        stats=stats,
     )
 
 

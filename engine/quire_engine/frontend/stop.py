@@ -5,17 +5,20 @@ longer. That depends on the text alone, not on how it was split. Only what may y
 string is held back: the longest end of the text that begins one.
 """
 
+import re
 from collections.abc import Sequence
 
 
 class StopStrings:
     """Watches one completion's text for stop strings."""
 
-    __slots__ = ("_held", "_includes_match", "_stops", "matched")
+    __slots__ = ("_find_first", "_held", "_includes_match", "_stops", "matched")
 
     def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
         """Watch for any of `stops`, none of them empty."""
         self._stops = tuple(stops)
+        first = "".join({re.escape(stop[0]) for stop in stops})
+        self._find_first = re.compile(f"[{first}]").search
         self._includes_match = include_in_output
         self._held = ""
         self.matched: str | None = None
@@ -28,13 +31,15 @@ class StopStrings:
         later push counts then. Nothing may be pushed after a match.
         """
         assert self.matched is None, "the text has ended"
+        if not self._held and self._find_first(text) is None:
+            return text  # as nearly always: no stop string begins here
         if not text:
             return ""
         buffer = self._held + text
         if may_stop and (cut := self._find(buffer, len(self._held))) is not None:
             self._held = ""
             return buffer[:cut]
-        num_held = max(_num_begun(buffer, stop) for stop in self._stops)
+        num_held = max([_num_begun(buffer, stop) for stop in self._stops])
         safe = len(buffer) - num_held
         self._held = buffer[safe:]
         return buffer[:safe]

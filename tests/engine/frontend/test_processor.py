@@ -221,20 +221,22 @@ def test_the_last_delta_has_usage_and_timings() -> None:
     clock.now = 103.0
     processor.process(
         step(
-            output(first.seq_id, b"ab", num_cached_tokens=2, scheduled_s=101.0),
+            output(first.seq_id, b"ab", num_cached_tokens=2, scheduled_s=101.0, num_preemptions=2),
             output(second.seq_id, b"c", finish_reason=FinishReason.LENGTH, num_preemptions=1),
         )
     )
     clock.now = 105.0
     delta = only(
-        processor.process(step(output(first.seq_id, b"d", finish_reason=FinishReason.LENGTH)))
+        processor.process(
+            step(output(first.seq_id, b"d", finish_reason=FinishReason.LENGTH, num_preemptions=3))
+        )
     )
 
     assert delta.finished
     assert delta.usage is not None
     stats = delta.usage.stats
     assert (delta.usage.num_prompt_tokens, delta.usage.num_cached_tokens) == (3, 2)
-    assert (stats.num_generation_tokens, stats.num_preemptions) == (4, 1)
+    assert (stats.num_generation_tokens, stats.num_preemptions) == (4, 4)
     assert (stats.arrival_time, stats.queued_ts, stats.scheduled_ts) == (99.0, 100.0, 101.0)
     assert (stats.first_token_ts, stats.last_token_ts) == (103.0, 105.0)
     assert processor.num_requests == 0

@@ -1,12 +1,15 @@
 import json
+import random
 from collections.abc import Sequence
 
 import pytest
 import tokenizers
 from hypothesis import given, settings, strategies as st
 
+from quire_engine.config import ModelConfig
 from quire_engine.errors import ConfigError, InvalidRequestError
 from quire_engine.frontend.tokenizer import Tokenizer
+from quire_engine.model.source import resolve
 from tiny_tokenizers import DECODERS, byte_level_json, sentencepiece_json
 
 SOURCES = {"byte level": byte_level_json()} | {name: sentencepiece_json(name) for name in DECODERS}
@@ -40,6 +43,19 @@ def test_decoding_equals_that_of_tokenizers(name: str, ids: list[int], skips: bo
     text = OURS[name].decode(ids, skip_special_tokens=skips)
 
     assert text == THEIRS[name].decode(ids, skip_special_tokens=skips)
+
+
+def test_decoding_equals_that_of_tokenizers_for_the_demo_model() -> None:
+    text = resolve(ModelConfig()).load_tokenizer()
+    assert text is not None
+    ours, theirs = Tokenizer.from_json(text), tokenizers.Tokenizer.from_str(text)
+    draw = random.Random(0)
+
+    for skips in (True, False) * 200:
+        ids = [draw.randrange(ours.vocab_size + 5) for _ in range(20)]
+        assert ours.decode(ids, skip_special_tokens=skips) == theirs.decode(
+            ids, skip_special_tokens=skips
+        )
 
 
 def test_valid_characters_of_an_invalid_run_of_byte_tokens_are_kept() -> None:
