@@ -356,25 +356,27 @@ LABELLED_HELP = {
 class MetricsServer:
     """Serves /metrics from a thread of its own, with a registry of its own."""
 
-    def __init__(self, metrics: Collector, *, host: str, port: int) -> None:
-        """Bind and start.
+    def __init__(self, *, host: str, port: int) -> None:
+        """Bind and start, with nothing but the process to tell of.
 
         Raises:
             ConfigError: the port is taken.
         """
-        registry = CollectorRegistry()
-        registry.register(metrics)
-        ProcessCollector(registry=registry)
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
         self._server: WSGIServer
         self._thread: Thread
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server, self._thread = start_http_server(port, host, self._registry)
         except OSError as error:
             raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
 
     @property
     def port(self) -> int:
         return self._server.server_port
+
+    def add(self, metrics: Collector) -> None:
+        self._registry.register(metrics)
 
     def close(self) -> None:
         self._server.shutdown()

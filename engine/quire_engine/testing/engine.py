@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.messages import CoreReady, StepOutputs
+from quire_engine.core.messages import StepOutputs
 from quire_engine.errors import EngineDeadError, RequestError
 from quire_engine.server.assembly import assemble
 from quire_engine.server.config import METRICS_OFF, ServerConfig
 from quire_engine.server.engine_server import EngineServer
 from quire_engine.server.service import Serving
 from quire_engine.testing.model import fake_card
-from quire_engine.testing.runner import FakeModel, FakeRunner
-from quire_engine.testing.stand_in_core import EngineCore
-from quire_engine.testing.thread_core import ThreadCore
+from quire_engine.testing.runner import FakeModel, FakeRunner, build_fake_runner
+from quire_engine.testing.thread_core import ThreadCore, start_thread_core
 
-MAX_NUM_BATCHED_TOKENS = 2048
 LOCAL = ServerConfig(host="127.0.0.1", port=0, metrics_port=METRICS_OFF)
 
 
@@ -160,15 +158,12 @@ class FakeEngine:
         return self._current
 
     async def _begin(self, server: EngineServer) -> _Life:
-        runner = FakeRunner(
-            self.model,
-            num_blocks=self.config.cache.num_gpu_blocks_override or 4096,
-            max_model_len=self.config.model.max_model_len or 8192,
-        )
+        runner = build_fake_runner(self.config, self.model)
         runner.before_step = self._wait_while_hung
-        core = ThreadCore(
-            self._core(runner),
-            self._ready(runner),
+        core = start_thread_core(
+            self.config,
+            runner,
+            self._card,
             refusal=lambda: self._refusal,
             on_step=self._spoil,
         )
@@ -176,30 +171,6 @@ class FakeEngine:
         pump = asyncio.create_task(serving.engine.run())
         await server.serve(serving)
         return _Life(runner=runner, core=core, serving=serving, server=server, pump=pump)
-
-    def _core(self, runner: FakeRunner) -> EngineCore:
-        return EngineCore(
-            self.config,
-            runner,
-            prefix_model=self._card.prefix_model,
-            eos_token_ids=frozenset(self._card.eos_token_ids),
-            max_num_batched_tokens=self._max_num_batched_tokens,
-        )
-
-    def _ready(self, runner: FakeRunner) -> CoreReady:
-        return CoreReady(
-            num_blocks=runner.num_blocks,
-            block_size=self.config.cache.block_size,
-            max_model_len=runner.max_model_len,
-            max_num_seqs=self.config.scheduler.max_num_seqs,
-            max_num_batched_tokens=self._max_num_batched_tokens,
-            dtype="fake",
-            device="fake",
-        )
-
-    @property
-    def _max_num_batched_tokens(self) -> int:
-        return self.config.scheduler.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS
 
     def _wait_while_hung(self) -> None:
         self._runs.wait()

@@ -149,10 +149,12 @@ class FakeRunner:
         return result
 
 
-def build_fake_runner(config: EngineConfig) -> FakeRunner:
-    """Build the runner of a core process; `hf_overrides` holds the fields of FakeModel."""
+def build_fake_runner(config: EngineConfig, model: FakeModel | None = None) -> FakeRunner:
+    """Build a runner; in a core process `hf_overrides` holds the fields of FakeModel."""
+    if model is None:
+        model = FakeModel(**(config.model.hf_overrides or {}))
     return FakeRunner(
-        FakeModel(**(config.model.hf_overrides or {})),
+        model,
         num_blocks=config.cache.num_gpu_blocks_override or DEFAULT_NUM_BLOCKS,
         max_model_len=config.model.max_model_len or DEFAULT_MAX_MODEL_LEN,
     )

@@ -1,20 +1,30 @@
 """An EngineCore in a thread: what CoreClient is for a process, without the process."""
 
 import asyncio
+import logging
 import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from quire_engine.config import EngineConfig
+from quire_engine.core.engine_core import (
+    EngineCore,
+    refusal as refusal_output,
+)
 from quire_engine.core.messages import (
     CoreReady,
-    FinishReason,
     NewSequence,
     SequenceOutput,
     StepOutputs,
 )
 from quire_engine.errors import EngineDeadError, RequestError
-from quire_engine.testing.stand_in_core import EngineCore
+from quire_engine.runner.plan import ModelRunner
+from quire_engine.server.model_card import ModelCard
+
+logger = logging.getLogger(__name__)
+
+MAX_NUM_BATCHED_TOKENS = 2048
 
 
 class ThreadCore:
@@ -63,7 +73,7 @@ class ThreadCore:
         self._commands.put(lambda: self._add(sequences))
 
     def abort(self, seq_ids: Sequence[int]) -> None:
-        self._commands.put(lambda: self._core.abort(seq_ids))
+        self._commands.put(lambda: self._abort(seq_ids))
 
     async def reset_prefix_cache(self) -> None:
         if self.error is not None:
@@ -98,9 +108,13 @@ class ThreadCore:
         self._outputs.put_nowait(None)
 
     def _run(self) -> None:
-        while self._obey() and not self._is_ended:
-            if self._core.has_work:
-                self._tell(self._core.step())
+        try:
+            while self._obey() and not self._is_ended:
+                if self._core.has_work:
+                    self._tell(self._core.step())
+        except Exception:  # what would end a core process
+            logger.exception("core failed")
+            self._loop.call_soon_threadsafe(self.die, "ended with exit status 1")
 
     def _obey(self) -> bool:
         """Carry out commands, waiting for one if there is nothing else to do."""
@@ -114,16 +128,21 @@ class ThreadCore:
             command()
 
     def _add(self, sequences: Sequence[NewSequence]) -> None:
-        refused = []
+        refused: list[SequenceOutput] = []
         for sequence in sequences:
             try:
                 if (error := self._refusal()) is not None:
                     raise error
                 self._core.add(sequence)
             except RequestError as error:
-                refused.append(_refusal(sequence.seq_id, error))
+                refused.append(refusal_output(sequence.seq_id, error))
         if refused:
             self._tell(StepOutputs(outputs=refused, stats=self._core.stats))
+
+    def _abort(self, seq_ids: Sequence[int]) -> None:
+        self._core.abort(seq_ids)
+        if not self._core.has_work:  # no step follows that would tell what is free
+            self._tell(StepOutputs(stats=self._core.stats))
 
     def _tell(self, step: StepOutputs) -> None:
         self._loop.call_soon_threadsafe(self._hear, step)
@@ -136,10 +155,20 @@ class ThreadCore:
             self._outputs.put_nowait(step)
 
 
-def _refusal(seq_id: int, error: RequestError) -> SequenceOutput:
-    return SequenceOutput(
-        seq_id=seq_id,
-        finish_reason=FinishReason.ERROR,
-        error=str(error),
-        error_kind=type(error).__name__,
+def start_thread_core(
+    config: EngineConfig,
+    runner: ModelRunner,
+    card: ModelCard,
+    *,
+    refusal: Callable[[], RequestError | None] = lambda: None,
+    on_step: Callable[[StepOutputs], None] = lambda _step: None,
+) -> ThreadCore:
+    """Start a core as a core process would build it; the hooks are ThreadCore's."""
+    core = EngineCore(
+        config,
+        runner,
+        prefix_model=card.prefix_model,
+        eos_token_ids=frozenset(card.eos_token_ids),
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
     )
+    return ThreadCore(core, core.describe(), refusal=refusal, on_step=on_step)
