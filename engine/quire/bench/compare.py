@@ -1,0 +1,235 @@
+"""`quire bench compare`: the same work by Quire and by transformers, in one run, in turns.
+
+    prefill          num_prompt / seconds of one generated token
+    decode           batch * (num_decode - 1) / (seconds of num_decode tokens - seconds of one)
+    cached prefix    seconds to the first token, the second time a prompt comes / the first time
+
+Both sides are timed from outside, by the wall clock, on fresh random prompts; turns alternate so
+that a slow minute of the machine is shared. Figures are medians over the rounds.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from quire.bench.offline import OfflineEngine
+from quire.bench.options import check_at_least
+from quire_engine.config import option
+from quire_engine.model.source import ModelSource
+from quire_engine.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """What is measured, and how often."""
+
+    prefill_len: int = option(512, "prompt tokens of the prefill measurement")
+    decode_prompt_len: int = option(32, "prompt tokens of the decode measurements")
+    decode_len: int = option(64, "generated tokens of the decode measurements")
+    decode_batch: int = option(32, "prompts of the batched decode measurement")
+    prefix_len: int = option(1024, "prompt tokens of the cached-prefix measurement")
+    num_rounds: int = option(5, "rounds; figures are medians over them")
+    output_json: str | None = option(None, "file for the result")
+
+    def __post_init__(self) -> None:
+        for name in ("prefill_len", "decode_prompt_len", "decode_batch", "prefix_len"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("decode_len", self.decode_len, 2)
+        check_at_least("num_rounds", self.num_rounds, 1)
+
+
+class Generator(Protocol):
+    """Generates greedily from token ids; every prompt of a batch is equally long."""
+
+    def generate(self, prompts: Sequence[list[int]], num_tokens: int) -> None: ...
+
+
+class QuireGenerator:
+    """Quire's engine in this process."""
+
+    def __init__(self, llm: OfflineEngine) -> None:
+        self._llm = llm
+
+    def generate(self, prompts: Sequence[list[int]], num_tokens: int) -> None:
+        params = SamplingParams(
+            temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False
+        )
+        batch = [{"prompt_token_ids": prompt} for prompt in prompts]
+        self._llm.generate(batch, params, use_tqdm=False)
+
+
+class TransformersGenerator:
+    """`transformers`' own `generate` on the same weights."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, source: ModelSource, dtype: str, device: str) -> "TransformersGenerator":
+        """Load the weights that `source` names; random ones for a dummy model."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch_dtype = getattr(torch, dtype)
+        auto: Any = AutoModelForCausalLM  # its from_config has no types
+        if not source.weight_files:
+            config = AutoConfig.for_model(**source.config)
+            model = auto.from_config(config, dtype=torch_dtype)
+        else:
+            file = source.weight_files[0]
+            gguf = {"gguf_file": file.name} if source.format == "gguf" else {}
+            model = auto.from_pretrained(str(Path(file).parent), dtype=torch_dtype, **gguf)
+        model.train(mode=False)
+        return cls(model.to(device))
+
+    def generate(self, prompts: Sequence[list[int]], num_tokens: int) -> None:
+        import torch
+
+        input_ids = torch.tensor(list(prompts), device=self._model.device)
+        with torch.inference_mode():
+            self._model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                max_new_tokens=num_tokens,
+                min_new_tokens=num_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """One line of the table: medians in tokens a second."""
+
+    measure: str
+    quire: float
+    transformers: float
+
+    @property
+    def ratio(self) -> float:
+        return self.quire / self.transformers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixHit:
+    """Seconds to the first token of a prompt: new, and cached."""
+
+    first_s: float
+    second_s: float
+
+    @property
+    def share(self) -> float:
+        return self.second_s / self.first_s
+
+
+class Comparison:
+    """Times generators on fresh random prompts."""
+
+    def __init__(
+        self,
+        config: CompareConfig,
+        vocabulary: int,
+        *,
+        seed: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._config = config
+        self._vocabulary = vocabulary
+        self._rng = np.random.default_rng(seed)
+        self._clock = clock
+
+    def speeds(
+        self,
+        quire: Generator,
+        transformers: Generator,
+        *,
+        on_round: Callable[[], None] = lambda: None,
+    ) -> list[Speed]:
+        """Measure every line of the table on both, in turns; the first round only warms up."""
+        measures = self._measures()
+        samples: dict[str, tuple[list[float], list[float]]] = {n: ([], []) for n in measures}
+        for number in range(self._config.num_rounds + 1):
+            for name, measure in measures.items():
+                for values, generator in zip(samples[name], (quire, transformers), strict=True):
+                    value = measure(generator)
+                    if number > 0:
+                        values.append(value)
+            on_round()
+        return [
+            Speed(
+                measure=name,
+                quire=statistics.median(ours),
+                transformers=statistics.median(theirs),
+            )
+            for name, (ours, theirs) in samples.items()
+        ]
+
+    def prefix_hit(self, quire: Generator) -> PrefixHit:
+        """Measure the time to the first token of new prompts, and of the same ones again."""
+        firsts, seconds = [], []
+        for number in range(self._config.num_rounds + 1):
+            prompts = self._prompts(1, self._config.prefix_len)
+            first_s, second_s = (self._seconds(quire, prompts, 1) for _ in range(2))
+            if number > 0:
+                firsts.append(first_s)
+                seconds.append(second_s)
+        return PrefixHit(first_s=statistics.median(firsts), second_s=statistics.median(seconds))
+
+    def _measures(self) -> dict[str, Callable[[Generator], float]]:
+        batch = self._config.decode_batch
+        return {
+            f"prefill, {self._config.prefill_len} tokens": self._prefill,
+            "decode, batch 1": lambda generator: self._decode(generator, 1),
+            f"decode, batch {batch}": lambda generator: self._decode(generator, batch),
+        }
+
+    def _prefill(self, generator: Generator) -> float:
+        num_tokens = self._config.prefill_len
+        return num_tokens / self._seconds(generator, self._prompts(1, num_tokens), 1)
+
+    def _decode(self, generator: Generator, batch: int) -> float:
+        # Different prompts for the two, or the second would find the first one's prefix cached.
+        one_s, all_s = (
+            self._seconds(
+                generator, self._prompts(batch, self._config.decode_prompt_len), num_tokens
+            )
+            for num_tokens in (1, self._config.decode_len)
+        )
+        return batch * (self._config.decode_len - 1) / (all_s - one_s)
+
+    def _prompts(self, batch: int, num_tokens: int) -> list[list[int]]:
+        ids = self._rng.integers(0, self._vocabulary, (batch, num_tokens))
+        return [[int(token) for token in row] for row in ids]
+
+    def _seconds(self, generator: Generator, prompts: list[list[int]], num_tokens: int) -> float:
+        started_at = self._clock()
+        generator.generate(prompts, num_tokens)
+        return self._clock() - started_at
+
+
+def compare_json(
+    speeds: Sequence[Speed], prefix: PrefixHit, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the result for a file."""
+    lines = [asdict(speed) | {"ratio": speed.ratio} for speed in speeds]
+    return {**about, "speeds": lines, "prefix_hit": asdict(prefix) | {"share": prefix.share}}
+
+
+def format_comparison(speeds: Sequence[Speed], prefix: PrefixHit, prefix_len: int) -> str:
+    """Return the table that is printed."""
+    width = max(len(speed.measure) for speed in speeds) + 8
+    lines = [f"{'tokens a second':<{width}}{'quire':>10}{'transformers':>14}{'ratio':>8}"]
+    lines += [
+        f"{s.measure:<{width}}{s.quire:>10.1f}{s.transformers:>14.1f}{s.ratio:>7.2f}x"
+        for s in speeds
+    ]
+    lines.append(
+        f"time to first token, {prefix_len} tokens: {prefix.first_s * 1000:.1f} ms new, "
+        f"{prefix.second_s * 1000:.1f} ms cached ({prefix.share:.1%})"
+    )
+    return "\n".join(lines)
