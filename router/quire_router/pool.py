@@ -93,6 +93,7 @@ class Pool:
                     break
             del self._replicas[replica.address]
         finally:
+            replica.prepare_close()
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
             replica.close()

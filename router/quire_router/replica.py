@@ -79,6 +79,7 @@ class Replica:
         self._on_state = on_state
         self._session: Session | None = None
         self._backoff = Backoff(first_s=0.1, max_s=MAX_RECONNECT_S)
+        self._is_closing = False
         self._heard_at = 0.0
         self._is_heard = False
         self._is_stuck = False
@@ -119,13 +120,20 @@ class Replica:
         self._update()
 
     async def run(self) -> None:
-        """Stay connected, for ever."""
-        while True:
+        """Stay connected until cancelled."""
+        while not self._is_closing:
             self._end(await self._connection())
             await asyncio.sleep(self._backoff.next_s())
 
+    def prepare_close(self) -> None:
+        """Let `run` end; it must be cancelled too.
+
+        Being cancelled is not enough: a task group that is just failing swallows it (Python 3.11).
+        """
+        self._is_closing = True
+
     def close(self) -> None:
-        """Give up the connection and what is on it; `run` must have been cancelled before."""
+        """Give up the connection and what is on it, after `run` has ended."""
         self._end("the router is shutting down")
 
     # Observer of the connection.

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,8 +10,10 @@ from prometheus_client import CollectorRegistry
 
 from quire_engine.rpc import engine_pb2 as pb
 from quire_router.dispatcher import PoolDispatcher
+from quire_router.errors import ApiError
 from quire_router.generation import Generation
 from quire_router.pool_config import PoolConfig
+from quire_router.stream import GenerationStream
 
 
 def ask(prompt: list[int], max_tokens: int = 4, **fields: Any) -> pb.GenerateRequest:
@@ -21,7 +23,7 @@ def ask(prompt: list[int], max_tokens: int = 4, **fields: Any) -> pb.GenerateReq
 
 def start(
     dispatcher: PoolDispatcher, prompt: list[int], max_tokens: int = 4, **fields: Any
-) -> Generation:
+) -> GenerationStream:
     return dispatcher.generate(ask(prompt, max_tokens, **fields), token_ids=prompt)
 
 
@@ -34,6 +36,23 @@ async def read(generation: Generation) -> list[int]:
             token_ids.extend(output.token_ids)
         if response.HasField("usage"):
             return token_ids
+
+
+async def outcome(generation: Generation) -> list[int] | ApiError:
+    """Return the token ids, or what it failed with."""
+    try:
+        return await read(generation)
+    except ApiError as error:
+        return error
+
+
+async def outcomes(generations: Iterable[Generation]) -> list[list[int] | ApiError]:
+    return list(await asyncio.gather(*map(outcome, generations)))
+
+
+async def lengths(generations: Iterable[Generation]) -> list[int]:
+    """Return how many tokens each has yet to give; none may fail."""
+    return [len(token_ids) for token_ids in await asyncio.gather(*map(read, generations))]
 
 
 async def eventually(is_true: Callable[[], Any], *, within_s: float = 10.0) -> None:
