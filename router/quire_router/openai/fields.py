@@ -4,11 +4,10 @@ Bodies are decoded by orjson and checked field by field: that costs less than a 
 every message can name the field, the value and the limit.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import orjson
 
 from quire_router.errors import BadRequestError, UnsupportedError
 
@@ -28,9 +27,12 @@ class FieldError(BadRequestError):
 
 
 def shown(value: Any) -> str:
-    """Return a value as JSON, short enough for an error message."""
-    text = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+    """Return a value as an error message shows it: short, whatever the client sent."""
+    if isinstance(value, dict | list) and value:
+        return "an object" if isinstance(value, dict) else "an array"
+    if isinstance(value, str) and len(value) > MAX_SHOWN_CHARS:
+        value = value[:MAX_SHOWN_CHARS] + "..."
+    return json.dumps(value, ensure_ascii=False)
 
 
 def wrong_type(name: str, value: Any, expected: str) -> FieldError:
@@ -106,7 +108,12 @@ def number(low: float, high: float = math.inf, *, excludes_low: bool = False) ->
     def check(name: str, value: Any) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise wrong_type(name, value, "a number")
-        if value > high or value < low or (excludes_low and value == low):
+        if (
+            not math.isfinite(value)
+            or value > high
+            or value < low
+            or (excludes_low and value == low)
+        ):
             limit = f"in ({low}, {high}]" if excludes_low else f"in [{low}, {high}]"
             if high == math.inf:
                 limit = f"greater than {low}" if excludes_low else f"at least {low}"
