@@ -22,7 +22,7 @@ def _stream(detokenizer: Detokenizer, parts: list[list[int]]) -> list[str]:
     return [*(detokenizer.push(part) for part in parts), detokenizer.finish()]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(tokenizers, chunks, st.booleans())
 def test_the_stream_joined_is_the_text_decoded_at_once(
     tokenizer: Tokenizer, parts: list[list[int]], skips: bool
@@ -34,7 +34,7 @@ def test_the_stream_joined_is_the_text_decoded_at_once(
     assert "".join(texts) == whole
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(tokenizers, st.lists(token_ids, max_size=6), chunks, st.booleans())
 def test_after_a_prompt_the_stream_is_what_the_whole_has_beyond_the_prompt(
     tokenizer: Tokenizer, prompt: list[int], parts: list[list[int]], skips: bool

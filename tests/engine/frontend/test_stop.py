@@ -23,7 +23,7 @@ def _reference(text: str, stops: list[str], gate: int) -> tuple[int, int, str] |
     return min(matches, default=None)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(texts, stop_lists, st.booleans(), st.data())
 def test_the_text_is_cut_at_the_first_match_however_it_is_split(
     text: str, stops: list[str], includes: bool, data: st.DataObject
@@ -45,7 +45,7 @@ def test_the_text_is_cut_at_the_first_match_however_it_is_split(
         assert (given_out, watch.matched) == (text[: end if includes else start], stop)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(texts, stop_lists, st.data())
 def test_what_is_held_back_is_exactly_what_may_become_a_stop_string(
     text: str, stops: list[str], data: st.DataObject
