@@ -15,7 +15,8 @@ EXPECTED_OUTPUT_TOKENS = 200
 def snapshot(replicas: Sequence[Replica], cached_tokens: Sequence[int]) -> list[Candidate]:
     """Return one candidate per replica, in order, with what each has cached of the prompt."""
     measured = [replica.load.report.prefill_tokens_per_s for replica in replicas]
-    rates = prefill_rates(measured, default=DEFAULT_PREFILL_RATE)
+    kinds = [_hardware(replica) for replica in replicas]
+    rates = prefill_rates(kinds, measured, default=DEFAULT_PREFILL_RATE)
     return list(map(_candidate, replicas, cached_tokens, rates))
 
 
@@ -35,3 +36,8 @@ def _candidate(replica: Replica, cached_tokens: int, prefill_rate: float) -> Can
         seat_release_s=decode_step_s * EXPECTED_OUTPUT_TOKENS / (info.max_num_seqs or 1),
         last_chosen=replica.last_chosen,
     )
+
+
+def _hardware(replica: Replica) -> str:
+    info = replica.info
+    return f"{info.device} {info.dtype} {info.max_num_batched_tokens}"

@@ -28,7 +28,7 @@ class CostWeights:
     kv_barrier_s: float = 0.02
     """Cost of a half-full KV cache; grows without limit as the cache fills."""
     tolerance: float = 0.05
-    """Costs that differ by less than this share count as equal: rates are measured, hence noisy."""
+    """Costs that differ by less than this share count as equal: they are estimates."""
 
 
 DEFAULT_WEIGHTS = CostWeights()
@@ -80,15 +80,17 @@ def choose_replica(
 ) -> Candidate:
     """Return the candidate of the least cost.
 
-    Among those that cost about the same, the one with the fewest active requests wins, then the
-    one chosen least recently, then the smallest name: equal idle replicas take turns.
+    Among those that cost about the same, the one with the most cached wins, which has the least
+    work; then the one with the fewest active requests, then the one chosen least recently, then
+    the smallest name: equal idle replicas take turns.
     """
     if not candidates:
         raise ValueError("choose_replica needs at least one candidate")
     costs = [predicted_cost(candidate, prompt_tokens, weights) for candidate in candidates]
     limit = min(costs) * (1 + weights.tolerance)
     tied = [item for item, cost in zip(candidates, costs, strict=True) if cost <= limit]
-    return least_requests(tied)
+    most = max(item.cached_tokens for item in tied)
+    return least_requests([item for item in tied if item.cached_tokens == most])
 
 
 def least_requests(candidates: Sequence[Candidate]) -> Candidate:
@@ -96,17 +98,22 @@ def least_requests(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda item: (item.num_active, item.last_chosen, item.name))
 
 
-def prefill_rates(measured: Sequence[float], *, default: float) -> list[float]:
-    """Return the rate to assume for each replica from the measured ones; 0 is not measured.
+def prefill_rates(
+    kinds: Sequence[str], measured: Sequence[float], *, default: float
+) -> list[float]:
+    """Return the rate to assume for each replica, in tokens per second; 0 is not measured.
 
-    An engine that has only seen short or cached prompts measures far less than it can do, so none
-    counts as slower than a quarter of the fastest; one without a measurement counts as typical.
+    Replicas of one kind of hardware share the median of their measurements. One by one these say
+    more about the prompts seen than about the engine: short, cached and very first prompts all
+    measure low, and a replica that looks slow would never get the prompt that proves it wrong. One
+    that is slow indeed shows it in its queue.
     """
-    known = sorted(rate for rate in measured if rate > 0)
-    if not known:
-        return [default] * len(measured)
-    floor, typical = known[-1] / 4, known[len(known) // 2]
-    return [max(rate, floor) if rate > 0 else max(typical, floor) for rate in measured]
+    by_kind: dict[str, list[float]] = {}
+    for kind, rate in zip(kinds, measured, strict=True):
+        if rate > 0:
+            by_kind.setdefault(kind, []).append(rate)
+    typical = {kind: sorted(rates)[len(rates) // 2] for kind, rates in by_kind.items()}
+    return [typical.get(kind, default) for kind in kinds]
 
 
 def _seat_wait_s(candidate: Candidate) -> float:

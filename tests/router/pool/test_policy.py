@@ -30,6 +30,10 @@ candidates = st.builds(
 prompts = st.integers(1, 10_000)
 
 
+def rank(item: Candidate) -> tuple[int, int, int, str]:
+    return -item.cached_tokens, item.num_active, item.last_chosen, item.name
+
+
 def brute_force(items: Sequence[Candidate], num_tokens: int, weights: CostWeights) -> Candidate:
     def cost(item: Candidate) -> float:
         uncached = max(1, num_tokens - item.cached_tokens)
@@ -52,8 +56,7 @@ def brute_force(items: Sequence[Candidate], num_tokens: int, weights: CostWeight
     for item in items:
         if cost(item) > cheapest * (1 + weights.tolerance):
             continue
-        order = (item.num_active, item.last_chosen, item.name)
-        if best is None or order < (best.num_active, best.last_chosen, best.name):
+        if best is None or rank(item) < rank(best):
             best = item
     assert best is not None
     return best
@@ -159,10 +162,16 @@ def test_least_requests_sees_nothing_but_requests() -> None:
     assert least_requests([busy, free]) is free
 
 
-def test_unmeasured_rates_are_typical_and_low_ones_are_doubted() -> None:
-    assert prefill_rates([0.0, 0.0], default=8000.0) == [8000.0, 8000.0]
-    assert prefill_rates([0.0, 1000.0, 1200.0], default=8000.0) == [1200.0, 1000.0, 1200.0]
-    assert prefill_rates([10.0, 2000.0], default=8000.0) == [500.0, 2000.0]
+def test_replicas_on_the_same_hardware_share_the_median_rate() -> None:
+    kinds = ["gpu", "gpu", "gpu", "cpu", "tpu"]
+    rates = prefill_rates(kinds, [90.0, 5000.0, 0.0, 100.0, 0.0], default=8000.0)
+    assert rates == [5000.0, 5000.0, 5000.0, 100.0, 8000.0]
+
+
+def test_equal_costs_go_to_the_one_with_less_to_compute() -> None:
+    hot = Candidate("hot", cached_tokens=4000, queued_tokens=4000, num_active=1)
+    cold = Candidate("cold")
+    assert choose_replica([cold, hot], 4010) is hot
 
 
 def test_default_weights_are_the_ones_that_were_simulated() -> None:
