@@ -10,7 +10,7 @@ from quire_engine.flags import Parser, add_model, add_options
 from quire_engine.server.config import ServerConfig
 from quire_engine.server.loading import load_engine
 from quire_engine.server.logs import configure_logging
-from quire_engine.server.run import EXIT_DEAD, run_engine
+from quire_engine.server.run import EXIT_DEAD, EXIT_KILLED, run_engine
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m quire_engine") -> int:
@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m quire_engi
         parser.error(str(error))
     except EngineDeadError as error:
         parser.exit(EXIT_DEAD, f"{prog}: error: {error}\n")
+    except KeyboardInterrupt:  # before the signal handlers were there, or after
+        return EXIT_KILLED
 
 
 def say(line: str) -> None:

@@ -127,6 +127,8 @@ class CoreLoop:
                 self._add(command)
             case AbortSequences():
                 self._core.abort(command.seq_ids)
+                if not self._core.has_work:  # no step follows that would tell what is free
+                    self._link.send(StepOutputs(stats=self._core.stats))
             case ResetPrefixCache():
                 self._core.reset_prefix_cache()
                 self._link.send(PrefixCacheReset(ticket=command.ticket))

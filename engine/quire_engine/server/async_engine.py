@@ -101,8 +101,9 @@ class AsyncEngine:
         return len(self._requests)
 
     @property
-    def is_draining(self) -> bool:
-        return self._is_draining
+    def error(self) -> EngineDeadError | None:
+        """Why the core is dead; None while it lives."""
+        return self._core.error
 
     @property
     def vitals(self) -> Vitals:

@@ -54,6 +54,7 @@ class EngineServer:
         if self._health_task is not None:
             self._health_task.cancel()
         await self.health.servicer.enter_graceful_shutdown()
+        self._service.close()
         await self._server.stop(grace_s)
 
     def _vitals(self) -> Vitals:

@@ -26,7 +26,7 @@ class KvSubscription:
     def __init__(self, snapshot: list[pb.KvEventBatch], max_queued: int) -> None:
         self._snapshot = snapshot
         self._max_queued = max_queued
-        self._changes: asyncio.Queue[pb.KvEventBatch] = asyncio.Queue()
+        self._changes: asyncio.Queue[pb.KvEventBatch | None] = asyncio.Queue()
         self._overflowed = False
 
     def offer(self, batch: pb.KvEventBatch) -> None:
@@ -35,8 +35,12 @@ class KvSubscription:
         else:
             self._changes.put_nowait(batch)
 
+    def end(self) -> None:
+        """Let the subscriber go once it has read what there is."""
+        self._changes.put_nowait(None)
+
     async def batches(self) -> AsyncIterator[pb.KvEventBatch]:
-        """Yield the snapshot, then changes for ever.
+        """Yield the snapshot, then changes until the end.
 
         Raises:
             SubscriberTooSlowError: changes were lost.
@@ -45,7 +49,10 @@ class KvSubscription:
             yield batch
         self._snapshot = []
         while not self._overflowed:
-            yield await self._changes.get()
+            change = await self._changes.get()
+            if change is None:
+                return
+            yield change
         raise SubscriberTooSlowError(
             f"more than {self._max_queued} changes were waiting to be read; subscribe again"
         )
@@ -80,6 +87,11 @@ class KvMirror:
         subscription = KvSubscription(self._snapshot(), self._max_queued)
         self._subscriptions.add(subscription)
         return subscription
+
+    def end(self) -> None:
+        """End every subscription."""
+        for subscription in self._subscriptions:
+            subscription.end()
 
     def unsubscribe(self, subscription: KvSubscription) -> None:
         self._subscriptions.discard(subscription)

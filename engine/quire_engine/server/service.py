@@ -2,6 +2,7 @@
 """The service of engine.proto on grpc.aio: every call, and how its errors become status."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -42,15 +43,27 @@ class EngineService(EngineServicer):
     def __init__(self, *, max_buffered_outputs: int) -> None:
         self._max_buffered = max_buffered_outputs
         self._serving: Serving | None = None
+        self._sessions: set[Session] = set()
+        self._closing = asyncio.Event()
 
     def serve(self, serving: Serving) -> None:
         self._serving = serving
+
+    def close(self) -> None:
+        """End every stream once its client has read what there is."""
+        self._closing.set()
+        if self._serving is None:
+            return
+        for session in self._sessions:
+            session.end(self._serving.engine.error)
+        self._serving.engine.mirror.end()
 
     async def Session(
         self, requests: AsyncIterator[pb.SessionRequest], context: Context
     ) -> AsyncIterator[pb.SessionResponse]:
         serving = await self._ready(context)
         session = Session(serving.engine, max_buffered=self._max_buffered)
+        self._sessions.add(session)
         reader = asyncio.create_task(session.read(requests))
         try:
             async for response in session.responses():
@@ -59,6 +72,7 @@ class EngineService(EngineServicer):
             await _abort(context, error)
         finally:
             reader.cancel()
+            self._sessions.discard(session)
             session.close()
 
     async def Generate(
@@ -90,9 +104,12 @@ class EngineService(EngineServicer):
     ) -> AsyncIterator[pb.Load]:
         serving = await self._ready(context)
         interval_ms = request.interval_ms or DEFAULT_LOAD_INTERVAL_MS
-        while True:
+        interval_s = max(interval_ms, MIN_LOAD_INTERVAL_MS) / 1000
+        while not self._closing.is_set():
             yield serving.engine.load()
-            await asyncio.sleep(max(interval_ms, MIN_LOAD_INTERVAL_MS) / 1000)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._closing.wait()
 
     async def WatchKvEvents(
         self, request: pb.WatchKvEventsRequest, context: Context

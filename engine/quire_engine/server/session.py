@@ -4,6 +4,7 @@ Outputs are gathered while a step is taken in and sent as one message when it is
 has not read yet is bounded; beyond the bound its requests are aborted and its stream ends.
 """
 
+import logging
 import uuid
 from collections.abc import AsyncIterator, Iterable
 
@@ -14,6 +15,8 @@ from quire_engine.server.async_engine import AsyncEngine, Sink
 from quire_engine.server.convert import fill_response, sampling_params
 from quire_engine.server.outbox import Outbox
 from quire_engine.server.status import error_message
+
+logger = logging.getLogger(__name__)
 
 
 async def submit(engine: AsyncEngine, message: pb.GenerateRequest, sink: Sink) -> str:
@@ -71,8 +74,15 @@ class Session:
                     self._abort(message.abort.aliases)
         except InvalidRequestError as error:
             self._outbox.end(error)
+        except Exception as error:  # a task of its own: nobody else would see it
+            logger.exception("session broken num_requests=%d", len(self._request_ids))
+            self._outbox.end(error)
         self._is_half_closed = True
         self._end_if_done()
+
+    def end(self, error: QuireError | None) -> None:
+        """Let the stream end, with this error, once the router has read what there is."""
+        self._outbox.end(error)
 
     def close(self) -> None:
         """Abort every request that is still in flight."""
