@@ -114,8 +114,10 @@ class ChatTemplate:
             raise ChatTemplateError(
                 f"content must be a string or a list of parts, got {type(content).__name__}"
             )
-        if adapted.get("tool_calls"):
-            adapted["tool_calls"] = [_with_parsed_arguments(call) for call in adapted["tool_calls"]]
+        if calls := adapted.get("tool_calls"):
+            if not isinstance(calls, Sequence):
+                raise ChatTemplateError(f"tool_calls must be a list, got {type(calls).__name__}")
+            adapted["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
         return adapted
 
 

@@ -247,6 +247,7 @@ def test_continuing_works_on_the_last_part_of_a_message() -> None:
         (CHATML, ["hello"], "a message must be an object, got str"),
         (CHATML, [{"role": "user", "content": 5}], "a string or a list of parts, got int"),
         (CHATML, [{"role": "user", "content": None}], "the chat template failed: TypeError"),
+        (CHATML, [{"role": "assistant", "tool_calls": 5}], "tool_calls must be a list, got int"),
         (CHATML, [{"content": "x"}], "'dict object' has no attribute 'role'"),
         (
             CHATML,
