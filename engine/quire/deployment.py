@@ -23,6 +23,8 @@ class Deployment:
     metrics_port: int | None = None
     """Of the first engine, the next ones count up; None: free ones."""
     has_api_key: bool = False
+    engine_module: str = "quire_engine"
+    """`quire_engine.testing` runs fake engines."""
 
     @property
     def probe_host(self) -> str:
@@ -52,7 +54,7 @@ class Deployment:
         port = 0 if self.metrics_port is None else self.metrics_port
         port += replica if port > 0 else 0
         place = (f"--uds={self.socket(replica)}", f"--metrics-port={port}")
-        return (sys.executable, "-m", "quire_engine", *place, *self.engine_arguments)
+        return (sys.executable, "-m", self.engine_module, *place, *self.engine_arguments)
 
     def engine_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         """Share the cores: engines that each use all of them only slow each other down."""

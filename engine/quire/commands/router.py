@@ -20,9 +20,10 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     add_options(parser, RouterConfig)
     namespace = parser.parse_args(arguments)
     config = parser.build(RouterConfig, namespace, errors=(ConfigError, ValueError))
-    from quire_router import server
+    # Only here: the server brings FastAPI, and a wrong flag should be told before that.
+    from quire_router.server import run as serve
 
     try:
-        return server.run(config)
+        return serve(config)
     except ConfigError as error:
         parser.error(str(error))
