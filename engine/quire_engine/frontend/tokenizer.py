@@ -53,7 +53,10 @@ class Tokenizer:
         self.special_token_ids = frozenset(
             token_id for token_id, token in added.items() if token.special
         )
-        rules = decoder_rules(json.loads(tokenizer.to_str())["decoder"])
+        # What a decoder would be pickled as is its section of tokenizer.json; writing the whole
+        # file to get it takes a quarter of a second.
+        decoder = tokenizer.decoder
+        rules = decoder_rules(None if decoder is None else json.loads(decoder.__getstate__()))
         look_up = tokenizer.id_to_token
         self.pieces = Pieces(look_up, rules, frozenset())
         self.pieces_without_special = Pieces(look_up, rules, self.special_token_ids)
