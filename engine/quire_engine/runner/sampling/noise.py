@@ -17,17 +17,12 @@ The winner of argmax(logit + noise) has a small v, where float32 is precise; tha
 noise is taken from log1p(-v) and not from log of a number near 1.
 """
 
-import math
-
 import torch
 
 _MASK = 0xFFFFFFFF
 _LANES = (0x9E3779B9, 0x7F4A7C15)
 _TOKEN_FACTOR, _FACTOR_1, _FACTOR_2 = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 _LARGEST_V = 1.0 - 2.0**-24
-
-NOISE_RANGE = math.log(2.0**32) - math.log(1.0 / -math.log1p(-_LARGEST_V)) + 0.1
-"""No two noises differ by more: a token this far below the best can never win."""
 
 Key = tuple[int, int]
 
