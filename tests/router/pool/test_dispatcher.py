@@ -37,19 +37,21 @@ async def test_many_generations_share_one_stream_and_do_not_mix() -> None:
 
 
 async def test_the_model_and_its_tokenizer_are_known_and_stay_known() -> None:
-    async with FakeEngine(served_model_name="fake,alias") as engine:
-        async with dispatching(engine.address) as dispatcher:
-            [model] = dispatcher.models()
-            assert list(model.served_model_names) == ["fake", "alias"]
-            files = dispatcher.tokenizer()
-            assert hashlib.sha256(files.data).hexdigest() == files.sha256
-            assert files.chat_template
+    async with (
+        FakeEngine(served_model_name="fake,alias") as engine,
+        dispatching(engine.address) as dispatcher,
+    ):
+        [model] = dispatcher.models()
+        assert list(model.served_model_names) == ["fake", "alias"]
+        files = dispatcher.tokenizer()
+        assert hashlib.sha256(files.data).hexdigest() == files.sha256
+        assert files.chat_template
 
-            await engine.stop()
-            await eventually(lambda: not dispatcher.models())
+        await engine.stop()
+        await eventually(lambda: not dispatcher.models())
 
-            assert dispatcher.served() == model
-            assert dispatcher.tokenizer() == files
+        assert dispatcher.served() == model
+        assert dispatcher.tokenizer() == files
 
 
 async def test_before_any_replica_there_is_no_model() -> None:
@@ -84,48 +86,61 @@ async def test_unix_sockets_are_targets_too(tmp_path: Path) -> None:
 
 
 async def test_requests_that_share_a_prefix_go_where_it_is_cached() -> None:
-    async with FakeEngine() as one, FakeEngine() as two:
-        async with dispatching(one.address, two.address) as dispatcher:
-            system = list(range(1, 200)) * 5
-            first = start(dispatcher, system)
-            await read(first)
+    async with (
+        FakeEngine() as one,
+        FakeEngine() as two,
+        dispatching(one.address, two.address) as dispatcher,
+    ):
+        system = list(range(1, 200)) * 5
+        first = start(dispatcher, system)
+        await read(first)
 
-            for number in range(8):
-                stream = start(dispatcher, [*system, number])
-                response = await stream.next()
-                assert stream.replica == first.replica
-                assert response.prompt.num_cached_tokens > 900
+        for number in range(8):
+            stream = start(dispatcher, [*system, number])
+            response = await stream.next()
+            assert stream.replica == first.replica
+            assert response.prompt.num_cached_tokens > 900
 
 
 async def test_a_burst_of_one_prompt_is_kept_together_before_any_event_comes() -> None:
-    async with FakeEngine() as one, FakeEngine() as two:
-        async with dispatching(one.address, two.address) as dispatcher:
-            prompt = list(range(200)) * 20
-            burst = [start(dispatcher, [*prompt, number]) for number in range(3)]
-            assert len({stream.replica for stream in burst}) == 1
-            await lengths(burst)
+    async with (
+        FakeEngine() as one,
+        FakeEngine() as two,
+        dispatching(one.address, two.address) as dispatcher,
+    ):
+        prompt = list(range(200)) * 20
+        burst = [start(dispatcher, [*prompt, number]) for number in range(3)]
+        assert len({stream.replica for stream in burst}) == 1
+        await lengths(burst)
 
 
 async def test_salted_prompts_share_nothing() -> None:
-    async with FakeEngine() as one, FakeEngine() as two:
-        async with dispatching(one.address, two.address) as dispatcher:
-            prompt = list(range(200)) * 5
-            await read(start(dispatcher, prompt, cache_salt="a"))
-            other = start(dispatcher, prompt, cache_salt="b")
-            assert (await other.next()).prompt.num_cached_tokens == 0
-            [replica] = [r for r in dispatcher._pool.replicas if r.address == other.replica]
-            assert replica.counts.num_expected_cached_tokens == 0
+    async with (
+        FakeEngine() as one,
+        FakeEngine() as two,
+        dispatching(one.address, two.address) as dispatcher,
+    ):
+        prompt = list(range(200)) * 5
+        await read(start(dispatcher, prompt, cache_salt="a"))
+        other = start(dispatcher, prompt, cache_salt="b")
+        assert (await other.next()).prompt.num_cached_tokens == 0
+        [replica] = [r for r in dispatcher._pool.replicas if r.address == other.replica]
+        assert replica.counts.num_expected_cached_tokens == 0
 
 
 async def test_idle_equal_replicas_share_unrelated_prompts() -> None:
-    async with FakeEngine() as one, FakeEngine() as two, FakeEngine() as three:
-        async with dispatching(one.address, two.address, three.address) as dispatcher:
-            served = []
-            for number in range(9):
-                stream = start(dispatcher, [number, *PROMPT])
-                await read(stream)
-                served.append(stream.replica)
-        assert all(served.count(engine.address) == 3 for engine in (one, two, three))
+    async with (
+        FakeEngine() as one,
+        FakeEngine() as two,
+        FakeEngine() as three,
+        dispatching(one.address, two.address, three.address) as dispatcher,
+    ):
+        served = []
+        for number in range(9):
+            stream = start(dispatcher, [number, *PROMPT])
+            await read(stream)
+            served.append(stream.replica)
+    assert all(served.count(engine.address) == 3 for engine in (one, two, three))
 
 
 async def test_final_only_requests_come_in_one_response() -> None:
