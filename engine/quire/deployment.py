@@ -73,7 +73,9 @@ class Deployment:
                 f"Ready after {ready_after_s:.1f} s.",
                 f"  URL    {self.url}/v1",
                 f"  model  {model}",
-                f"  try    curl {self.url}/v1/chat/completions{key} \\",
-                f"           -H 'Content-Type: application/json' -d '{body}'",
+                "",
+                f"curl {self.url}/v1/chat/completions -H 'Content-Type: application/json'{key} \\",
+                f"  -d '{body}'",
+                "",
             ]
         )

@@ -34,7 +34,7 @@ _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE_PATTERN = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class _HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
 
@@ -117,7 +117,7 @@ class Parser(argparse.ArgumentParser):
         if not flag:
             self.error(f"unexpected argument: {unknown[0]}")
         name = flag.split("=", 1)[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.6)
         hint = f"; did you mean {near[0]}?" if near else f"; see {self.prog} --help"
         self.error(f"unknown flag: {name}{hint}")
 

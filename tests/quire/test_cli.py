@@ -155,6 +155,7 @@ def test_flags_reach_the_process_that_knows_them() -> None:
     for flag in ("--model=org/model", "--max-model-len=8192", "--dtype=float32"):
         assert flag in engine
         assert flag not in router
+    assert {"--log-level=warning"} <= set(engine) & set(router)
     assert {"--no-enable-prefix-caching", "--hang-timeout-s=9.0"} <= set(engine)
     assert {"--api-key=a", "--api-key=b", "--routing-policy=least-requests"} <= set(router)
     assert "--api-key=a" not in engine
@@ -198,7 +199,7 @@ def test_the_banner_is_a_request_ready_to_send() -> None:
 
     banner = open_.banner("org/model", 1.25)
     assert "http://localhost:8000/v1\n" in banner
-    assert "curl http://localhost:8000/v1/chat/completions \\\n" in banner
+    assert "\ncurl http://localhost:8000/v1/chat/completions -H " in banner
     assert '"model": "org/model"' in banner
     assert "Authorization" not in banner
     assert '-H "Authorization: Bearer $QUIRE_API_KEY"' in locked.banner("m", 1)

@@ -24,9 +24,10 @@ from quire_engine.flags import (
     arguments_from,
     option_names,
 )
-from quire_engine.server.config import ServerConfig
+from quire_engine.server.config import LOG_LEVELS, ServerConfig
 
 PLACED_BY_SERVE = ("host", "port", "uds", "metrics_port", "replicas")
+OWN_FLAGS = (*PLACED_BY_SERVE, "log_level")
 """Options of engine and router that `serve` sets itself, or has under a meaning of its own."""
 
 
@@ -81,9 +82,15 @@ def make_parser(prog: str) -> Parser:
         help="Prometheus port of the first engine, the next ones count up; default: free ones; "
         "-1: none. The router's metrics are on its own port, under /metrics",
     )
+    own.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="warning",
+        help="what engines and router log, besides how they start and stop (default: warning)",
+    )
     add_options(parser, EngineConfig)
-    add_options(parser, ServerConfig, exclude=PLACED_BY_SERVE)
-    shared = {*PLACED_BY_SERVE, *option_names(EngineConfig), *option_names(ServerConfig)}
+    add_options(parser, ServerConfig, exclude=OWN_FLAGS)
+    shared = {*OWN_FLAGS, *option_names(EngineConfig), *option_names(ServerConfig)}
     add_options(parser, RouterConfig, exclude=shared)
     return parser
 
@@ -155,7 +162,8 @@ async def supervise(deployment: Deployment, api_key: str, grace_s: float) -> int
         model = await probe.model()
         console.say(deployment.banner(model or "MODEL", time.monotonic() - started_at))
 
-    console.say(f"Starting {deployment.num_replicas} engine(s) and a router on {deployment.url}")
+    engines_text = "an engine" if len(engines) == 1 else f"{len(engines)} engines"
+    console.say(f"Starting {engines_text} and a router on {deployment.url}")
     supervisor = Supervisor(
         Child(router, console),
         [Child(engine, console) for engine in engines],
