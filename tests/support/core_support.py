@@ -110,7 +110,7 @@ class Listener:
         self.core = core
         self.heard: dict[int, Heard] = {}
         self.num_steps = 0
-        self.hashes: set[int] = set()
+        self.hashes = core._cache.pool.cached_hashes
         """Cached hashes, as events tell."""
 
     def step(self) -> list[SequenceOutput]:
