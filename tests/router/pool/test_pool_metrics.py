@@ -78,4 +78,4 @@ def test_every_family_is_there_before_any_replica_is() -> None:
     PoolDispatcher(PoolConfig(), registry)
     text = generate_latest(registry).decode()
     assert "# TYPE quire_router_replica_up gauge" in text
-    assert "# TYPE quire_router_replica_requests counter" in text
+    assert "# TYPE quire_router_replica_requests_total counter" in text
