@@ -91,7 +91,9 @@ def draw_truncated(x_SV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]
         left = [index for index in range(len(rows)) if index not in drawn]
         for part, ids_SK in _candidates(x_SV, max_S1 - depth, left):
             index_S = torch.tensor(part, device=x_SV.device)
-            x_SK = x_SV[index_S].gather(-1, ids_SK.clamp(min=0)).masked_fill_(ids_SK < 0, _NEVER)
+            # Gathered from the flat logits: indexing the rows first would copy them whole.
+            flat_SK = ids_SK.clamp(min=0) + index_S.unsqueeze(-1) * x_SV.shape[-1]
+            x_SK = x_SV.take(flat_SK).masked_fill_(ids_SK < 0, _NEVER)
             tokens_S, is_sure_S = _draw_among(
                 x_SK - max_S1[index_S], ids_SK, mass_S1[index_S], limits.rows(index_S)
             )
@@ -120,10 +122,10 @@ def _candidates(
     """
     if not left:
         return
-    every = len(left) == x_SV.shape[0]
-    is_in_SV = x_SV >= least_S1 if every else x_SV[left] >= least_S1[left]
-    counts = is_in_SV.sum(-1).tolist()
-    ids = dict(zip(left, torch.split(is_in_SV.nonzero()[:, 1], counts), strict=True))
+    is_in_SV = x_SV >= least_S1 if len(left) == len(x_SV) else x_SV[left] >= least_S1[left]
+    row_N, id_N = is_in_SV.nonzero(as_tuple=True)
+    counts = row_N.bincount(minlength=len(left)).tolist()
+    ids = dict(zip(left, torch.split(id_N, counts), strict=True))
     narrow = [index for index in left if len(ids[index]) <= _MAX_SHARED_WIDTH]
     for part in [narrow] * bool(narrow) + [[index] for index in left if index not in narrow]:
         yield part, pad_sequence([ids[index] for index in part], True, -1.0)
