@@ -103,7 +103,7 @@ class SchedulerConfig:
     )
     max_num_seqs: int = option(256, "most sequences that run at once")
     long_prefill_token_threshold: int = option(
-        0, "most prompt tokens of one sequence in one step; 0: only the step's budget limits"
+        0, "most prompt tokens of one sequence in one step; 0: all, or half while others wait"
     )
     watermark: float = option(
         0.01, "share of blocks that admitting a sequence must leave free, against preemption"

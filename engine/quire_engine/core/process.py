@@ -92,6 +92,7 @@ class CoreLoop:
         self._core = core
         self._link = link
         self._is_checked = True
+        self._num_commands = 0
         self.num_failed_checks = 0
 
     def run(self) -> None:
@@ -111,7 +112,7 @@ class CoreLoop:
             self._link.send(self._core.step())
 
     def _idle(self) -> None:
-        self._link.send(Heartbeat(num_steps=self._core.stats.num_steps))
+        self._link.send(Heartbeat(num_commands=self._num_commands))
         if self._is_checked:
             return
         self._is_checked = True
@@ -122,6 +123,7 @@ class CoreLoop:
             logger.exception("invariant broken num_failed_checks=%d", self.num_failed_checks)
 
     def _obey(self, command: Any) -> None:
+        self._num_commands += 1
         match command:
             case AddSequences():
                 self._add(command)

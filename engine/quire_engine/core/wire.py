@@ -43,7 +43,8 @@ class StartFailure:
 class Heartbeat:
     """A core with nothing to do is alive."""
 
-    num_steps: int = 0
+    num_commands: int = 0
+    """Commands obeyed since start: a frontend that sent more knows that this was said before."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -65,10 +65,11 @@ class CoreClient:
         self._resets: dict[int, asyncio.Future[None]] = {}
         self._error: EngineDeadError | None = None
         self._is_closing = False
-        self._has_unanswered = False
-        self._has_work = False
+        self._num_commands = 0
+        self._is_stepping = False
         self._heard_at = time.monotonic()
         self._reader = self._loop.create_task(self._read())
+        self._reader.add_done_callback(self._on_reader_done)
         # A thread that waits is the portable way to learn of a death at once.
         self._watcher = threading.Thread(target=self._watch, name="core-watcher", daemon=True)
         self._watcher.start()
@@ -129,8 +130,12 @@ class CoreClient:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether the core has work, so that silence means a long step or a hung one."""
-        return self._has_unanswered or self._has_work
+        """Whether the core is known to have work: silence may then be a long step.
+
+        An idle core is never silent for longer than HEARTBEAT_S, so a large `last_progress_s`
+        means a long or hung step, whatever this says.
+        """
+        return self._is_stepping
 
     def send(self, *sequences: NewSequence) -> None:
         """Begin to generate. A refusal comes back as an output with FinishReason.ERROR.
@@ -138,7 +143,7 @@ class CoreClient:
         Raises:
             EngineDeadError: the core is gone.
         """
-        self._has_unanswered = True
+        self._is_stepping = True
         self._send(AddSequences(sequences=list(sequences)))
 
     def abort(self, seq_ids: Sequence[int]) -> None:
@@ -205,6 +210,7 @@ class CoreClient:
             self._sockets.commands.send_multipart(self._codec.pack(message), zmq.NOBLOCK)
         except zmq.Again:
             raise EngineDeadError("the core process does not listen any more") from None
+        self._num_commands += 1
 
     async def _read(self) -> None:
         while True:
@@ -215,11 +221,10 @@ class CoreClient:
     def _handle(self, message: Any) -> None:
         match message:
             case StepOutputs():
-                self._has_unanswered = False
-                self._has_work = bool(message.stats.num_running or message.stats.num_waiting)
+                self._is_stepping = bool(message.stats.num_running or message.stats.num_waiting)
                 self._outputs.put_nowait(message)
             case Heartbeat():
-                self._has_work = False
+                self._is_stepping = message.num_commands < self._num_commands
             case PrefixCacheReset():
                 if (done := self._resets.get(message.ticket)) is not None and not done.done():
                     done.set_result(None)
@@ -228,6 +233,11 @@ class CoreClient:
             case StartFailure():
                 error = ConfigError if message.is_config else EngineDeadError
                 self._ready.set_exception(error(message.message))
+
+    def _on_reader_done(self, reader: asyncio.Task[None]) -> None:
+        if not reader.cancelled() and (error := reader.exception()) is not None:
+            logger.error("core not understood", exc_info=error)
+            self._finish(EngineDeadError(f"the core process is not understood: {error}"))
 
     def _watch(self) -> None:
         self._process.wait()
