@@ -60,7 +60,13 @@ class ChatHandler:
         self, request: ChatRequest, model: engine_pb2.ModelInfo, num_prompt_tokens: int
     ) -> engine_pb2.SamplingParams:
         limit = request.output_limit
-        output_limit(num_prompt_tokens, limit, max_model_len=model.max_model_len, param=PARAM)
+        output_limit(
+            num_prompt_tokens,
+            limit,
+            max_model_len=model.max_model_len,
+            param=PARAM,
+            limit_param="max_completion_tokens" if request.max_completion_tokens else "max_tokens",
+        )
         # Without a limit none is sent: the engine goes on until its context is full.
         return sampling_params(
             request, n=request.n, max_tokens=limit, logprobs=request.num_logprobs

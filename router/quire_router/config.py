@@ -15,7 +15,7 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterConfig(PoolConfig):
-    """The HTTP side of the router; the pool side is inherited from `PoolConfig`."""
+    """Where to listen, who may call, how prompts are made, and which engines answer."""
 
     host: str = option("0.0.0.0", "address to listen on")
     port: int = option(8000, "port to listen on; 0: any free one")

@@ -8,12 +8,18 @@ from quire_router.openai.requests import GenerationRequest
 
 
 def output_limit(
-    num_prompt_tokens: int, requested: int | None, *, max_model_len: int, param: str
+    num_prompt_tokens: int,
+    requested: int | None,
+    *,
+    max_model_len: int,
+    param: str,
+    limit_param: str = "max_tokens",
 ) -> int:
     """Return how many tokens can be generated: what was requested, or what there is room for.
 
     Raises:
-        ContextLengthError: they do not fit; `param` is the field of the prompt.
+        ContextLengthError: they do not fit; `param` is the field of the prompt, `limit_param` that
+            of the request for a length.
     """
     room = max_model_len - num_prompt_tokens
     if room < 1:
@@ -25,8 +31,8 @@ def output_limit(
     if requested is not None and requested > room:
         raise ContextLengthError(
             f"this model's maximum context length is {max_model_len} tokens; the prompt has "
-            f"{num_prompt_tokens}, so that max_tokens can be at most {room}, not {requested}",
-            param="max_tokens",
+            f"{num_prompt_tokens}, so that {limit_param} can be at most {room}, not {requested}",
+            param=limit_param,
         )
     return room if requested is None else requested
 

@@ -44,6 +44,8 @@ class PromptRenderer:
             )
         except ChatTemplateError as error:
             raise BadRequestError(str(error), param="messages") from error
+        except RecursionError as error:  # arguments of tool calls are JSON in JSON
+            raise BadRequestError("messages are nested too deeply", param="messages") from error
 
     def _source(self, request: ChatRequest, files: TokenizerFiles) -> str:
         if request.chat_template is None:

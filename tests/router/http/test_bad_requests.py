@@ -192,7 +192,7 @@ BAD = [
     (TEXT, text(prompt="x" * 100_000), 400, "prompt", "maximum context length is 512"),
     (TEXT, text(prompt="x" * 500, max_tokens=13), 400, "max_tokens", "at most 12, not 13"),
     (CHAT, message(content="x" * 600), 400, "messages", "maximum context length is 512"),
-    (CHAT, chat(max_completion_tokens=512), 400, "max_tokens", "not 512"),
+    (CHAT, chat(max_completion_tokens=512), 400, "max_completion_tokens", "not 512"),
     # Tokens and text
     ("/tokenize", {}, 400, "prompt", "required"),
     ("/tokenize", {"prompt": 5}, 400, "prompt", "a string, not 5"),
