@@ -85,7 +85,9 @@ class PoolDispatcher:
         if token_ids and not request.prompt_token_ids:
             request.prompt_token_ids.extend(token_ids)
         stream = GenerationStream(request, token_ids)
-        if not self._place(stream):
+        if self._is_closed:
+            stream.fail(NoReplicaError("the router is shutting down"))
+        elif not self._place(stream):
             self._park(stream)
         return stream
 
@@ -163,9 +165,9 @@ class PoolDispatcher:
 
     def _park(self, stream: GenerationStream) -> None:
         """Keep a generation until a replica is ready, for a while."""
-        now = time.monotonic()
-        wait_s = max(0.0, stream.created_at + self._config.replica_wait_s - now)
-        timer = asyncio.get_running_loop().call_later(wait_s, self._give_up, stream)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._config.replica_wait_s, self._give_up, stream)
+        stream.replica = ""
         self._parked[stream] = timer
         stream.abort = partial(self._unpark, stream)
         self._metrics.parked.set(len(self._parked))
@@ -182,11 +184,22 @@ class PoolDispatcher:
     def _on_state(self, replica: Replica) -> None:
         if replica.state is ReplicaState.READY:
             self._adopt(replica)
-            for stream in list(self._parked):
-                if self._place(stream):
-                    self._unpark(stream)
+            self._place_parked(replica)
         elif replica.state is ReplicaState.UNRESPONSIVE:
-            _evict(replica)
+            self._take_back(replica)
+
+    def _place_parked(self, replica: Replica) -> None:
+        for stream in list(self._parked):
+            # It is ready again: that it failed this request before does not count any more.
+            stream.tried.discard(replica.incarnation)
+            if self._place(stream):
+                self._unpark(stream)
+
+    def _take_back(self, replica: Replica) -> None:
+        """Let others do what a silent replica has not begun to answer, if there are any."""
+        for sink in replica.sinks():
+            if isinstance(sink, Attempt) and not sink.is_started and self._eligible(sink.stream):
+                sink.evict("the engine does not respond")
 
     def _adopt(self, replica: Replica) -> None:
         """Serve the model of the first replica, for as long as any replica has it."""
@@ -218,10 +231,3 @@ def _hashes(replica: Replica, stream: GenerationStream) -> Sequence[int]:
     if not replica.info.prefix_caching:
         return ()
     return stream.hashes(replica.info.block_size, replica.prefix_seed(request.cache_salt))
-
-
-def _evict(replica: Replica) -> None:
-    """Take back what a silent replica has not begun to answer."""
-    for sink in replica.sinks():
-        if isinstance(sink, Attempt) and not sink.is_started:
-            sink.evict("the engine does not respond")

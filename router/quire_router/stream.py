@@ -5,7 +5,6 @@ answer does; `cancel` frees it.
 """
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 
 from quire_engine.rpc import engine_pb2 as pb
@@ -33,7 +32,6 @@ class GenerationStream:
         self.is_started = False
         """Whether anything was produced: then no other replica may begin it anew."""
         self.is_ended = False
-        self.created_at = time.monotonic()
         self._hashes: dict[tuple[int, int], list[int]] = {}
         self._pending: list[pb.GenerateResponse] = []
         self._error: ApiError | None = None

@@ -7,7 +7,7 @@ import pytest
 
 from pool_support import dispatching, eventually, lengths, outcome, outcomes, read, start
 from quire_engine.config import CacheConfig, EngineConfig
-from quire_engine.errors import InvalidRequestError, QueueFullError
+from quire_engine.errors import InvalidRequestError, QueueFullError, RequestError
 from quire_engine.testing import FakeEngine, FakeModel
 from quire_router.errors import (
     ApiError,
@@ -15,6 +15,7 @@ from quire_router.errors import (
     NoReplicaError,
     OverloadedError,
     ReplicaLostError,
+    UpstreamError,
 )
 
 PROMPT = list(range(1, 100))
@@ -283,3 +284,54 @@ async def test_a_small_cache_shows_in_the_index() -> None:
         for number in range(10):
             await read(start(dispatcher, [number, *PROMPT]))
         await eventually(lambda: len(replica.index._exact) <= 16)
+
+
+async def test_a_lone_engine_that_pauses_keeps_its_requests() -> None:
+    async with (
+        FakeEngine(SLOW) as engine,
+        dispatching(engine.address, unresponsive_after_s=0.3) as dispatcher,
+    ):
+        [replica] = dispatcher._pool.replicas
+        engine.hang()
+        waiting = [start(dispatcher, [n, *PROMPT]) for n in range(5)]
+        replica.on_health(is_serving=False)
+        await eventually(lambda: replica.state.value == "unresponsive")
+        late = start(dispatcher, PROMPT)
+
+        engine.resume()
+        replica.on_health(is_serving=True)
+
+        assert set(await lengths([*waiting, late])) == {4}
+        assert replica.counts.num_dispatched == 6
+
+
+async def test_an_engine_that_fails_everything_is_left_alone_for_a_while() -> None:
+    async with (
+        engines(2) as (bad, good),
+        dispatching(bad.address, good.address, breaker_failures=3) as dispatcher,
+    ):
+        bad.refuse(RequestError("a bug"))
+        streams = []
+        for number in range(20):
+            streams.append(start(dispatcher, [number, *PROMPT], max_tokens=2))
+            await read(streams[-1])
+
+        [broken] = [r for r in dispatcher._pool.replicas if r.address == bad.address]
+        assert broken.breaker.is_open
+        assert broken.counts.num_dispatched == 3
+        assert {stream.replica for stream in streams} == {good.address}
+
+
+async def test_the_failure_of_the_only_engine_is_told() -> None:
+    async with FakeEngine() as engine, dispatching(engine.address) as dispatcher:
+        engine.refuse(RequestError("a bug"))
+        with pytest.raises(UpstreamError, match="a bug"):
+            await read(start(dispatcher, PROMPT))
+
+
+async def test_after_closing_nothing_is_begun() -> None:
+    async with FakeEngine() as engine:
+        async with dispatching(engine.address) as dispatcher:
+            pass
+        with pytest.raises(NoReplicaError, match="shutting down"):
+            await read(start(dispatcher, PROMPT))

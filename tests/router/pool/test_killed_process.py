@@ -1,6 +1,7 @@
 """Engines as processes of their own, killed the hard way."""
 
 import asyncio
+import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
@@ -64,3 +65,25 @@ async def test_new_requests_never_fail_while_an_engine_is_killed_and_rejoins(
         again = [start(dispatcher, [102, number, *PROMPT]) for number in range(10)]
         await lengths(again)
         assert {stream.replica for stream in again} == set(targets)
+
+
+async def test_an_engine_that_is_stopped_dead_is_given_up_and_taken_back(tmp_path: Path) -> None:
+    sockets = [tmp_path / "one.sock", tmp_path / "two.sock"]
+    targets = [f"unix:{socket}" for socket in sockets]
+    async with AsyncExitStack() as stack:
+        stopped, _ = [await stack.enter_async_context(running(socket)) for socket in sockets]
+        dispatcher = await stack.enter_async_context(
+            dispatching(*targets, unresponsive_after_s=0.5, lost_after_s=1.5)
+        )
+        begun = [start(dispatcher, [n, *PROMPT], max_tokens=300) for n in range(8)]
+        await asyncio.gather(*(stream.next() for stream in begun))
+        failing = [stream for stream in begun if stream.replica == targets[0]]
+
+        stopped.send_signal(signal.SIGSTOP)
+        fresh = [start(dispatcher, [100, n, *PROMPT]) for n in range(8)]
+        assert {stream.replica for stream in fresh} == set(targets)
+
+        assert set(await lengths(fresh)) == {4}
+        assert all(isinstance(end, ReplicaLostError) for end in await outcomes(failing))
+        stopped.send_signal(signal.SIGCONT)
+        await eventually(lambda: num_up(dispatcher._registry) == 2)
