@@ -160,24 +160,24 @@ class AsyncEngine:
         Raises:
             QuireError: the request is refused here.
         """
+        self._admit()
+        now = self._clock()
+        sequences = self._processor.add(
+            request_id, prompt, params, arrival_s=now, priority=priority, cache_salt=cache_salt
+        )
         try:
-            self._admit()
-            now = self._clock()
-            sequences = self._processor.add(
-                request_id,
-                prompt,
-                params,
-                arrival_s=now,
-                priority=priority,
-                cache_salt=cache_salt,
-            )
-            self._requests[request_id] = sink, RequestRecord(params, now)
-            self._idle.clear()
             self._core.send(*sequences)
-        except QuireError as error:
-            self._requests.pop(request_id, None)
-            self._count_refusal(error)
+        except EngineDeadError:
+            self._processor.abort([request_id])
             raise
+        self._requests[request_id] = sink, RequestRecord(params, now)
+        self._idle.clear()
+
+    def note_refusal(self, error: QuireError) -> None:
+        """Count a request that was refused, here or before it got here."""
+        for type_, reason in REFUSALS.items():
+            if isinstance(error, type_):
+                self._metrics.on_rejected(reason)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests; nothing more is delivered for them. Unknown ids are ignored."""
@@ -258,7 +258,7 @@ class AsyncEngine:
     def _finish(self, delta: RequestDelta, record: RequestRecord, now: float) -> None:
         del self._requests[delta.request_id]
         if delta.error is not None:
-            self._count_refusal(delta.error)
+            self.note_refusal(delta.error)
         self._metrics.on_finished(record.finished(delta.usage, now, self._metrics))
 
     def _fail_all(self, error: QuireError) -> int:
@@ -275,8 +275,3 @@ class AsyncEngine:
     def _note_idle(self) -> None:
         if not self._requests:
             self._idle.set()
-
-    def _count_refusal(self, error: QuireError) -> None:
-        for type_, reason in REFUSALS.items():
-            if isinstance(error, type_):
-                self._metrics.on_rejected(reason)

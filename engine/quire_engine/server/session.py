@@ -25,17 +25,23 @@ async def submit(engine: AsyncEngine, message: pb.GenerateRequest, sink: Sink) -
     Raises:
         QuireError: the request is refused.
     """
-    params = sampling_params(message.sampling, engine.default_params, final_only=message.final_only)
-    prompt = list(message.prompt_token_ids) or await engine.tokenize(message.prompt)
     request_id = message.request_id or uuid.uuid4().hex
-    engine.submit(
-        request_id,
-        prompt,
-        params,
-        sink,
-        priority=message.priority,
-        cache_salt=message.cache_salt,
-    )
+    try:
+        params = sampling_params(
+            message.sampling, engine.default_params, final_only=message.final_only
+        )
+        prompt = list(message.prompt_token_ids) or await engine.tokenize(message.prompt)
+        engine.submit(
+            request_id,
+            prompt,
+            params,
+            sink,
+            priority=message.priority,
+            cache_salt=message.cache_salt,
+        )
+    except QuireError as error:
+        engine.note_refusal(error)
+        raise
     return request_id
 
 
@@ -75,7 +81,8 @@ class Session:
         except InvalidRequestError as error:
             self._outbox.end(error)
         except Exception as error:  # a task of its own: nobody else would see it
-            logger.exception("session broken num_requests=%d", len(self._request_ids))
+            if not self._outbox.is_ended:  # otherwise it is the stream that was ended meanwhile
+                logger.exception("session broken num_requests=%d", len(self._request_ids))
             self._outbox.end(error)
         self._is_half_closed = True
         self._end_if_done()
