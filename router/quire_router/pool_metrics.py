@@ -44,7 +44,7 @@ GAUGES: tuple[tuple[str, str, Value], ...] = (
     (
         "prefix_index_blocks",
         "Blocks that this router believes cached there",
-        lambda r: len(r.index),
+        lambda r: r.index.num_known,
     ),
     (
         "prefix_index_age_seconds",

@@ -53,8 +53,13 @@ class PrefixIndex:
         self._turned_at = 0.0
 
     def __len__(self) -> int:
-        """Return how many blocks are known, guesses included."""
+        """Return how many entries are held, guesses included."""
         return len(self._exact) + len(self._recent) + len(self._older)
+
+    @property
+    def num_known(self) -> int:
+        """Blocks that the engine said it has; without its word, those in history."""
+        return len(self._exact) if self.mode is IndexMode.EXACT else len(self)
 
     def connect(self, *, epoch: int, num_blocks: int, is_enabled: bool) -> None:
         """Begin with an engine process; what an earlier process had cached is forgotten."""

@@ -30,6 +30,7 @@ async def test_a_replica_is_described_and_counted() -> None:
         assert of("prompt_tokens_total") == 2 * len(PROMPT)
         assert of("expected_cached_tokens_total") == of("cached_tokens_total") == 192
         assert of("connections_total") == 1
+        assert of("prefix_index_blocks") == 12
         assert of("in_flight") == of("running") == of("waiting") == 0
         assert of("prefix_index_mode", mode="exact") == 1
         assert value(dispatcher, "decision_seconds_count") == 2
