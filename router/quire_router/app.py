@@ -89,6 +89,11 @@ class RouterApp:
             await service.dispatcher.close()
             service.tokenization.close()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a replica can take requests now."""
+        return bool(self._service.dispatcher.models())
+
     def abort_all(self) -> None:
         """End every generation in flight with an error, for a shutdown that cannot wait."""
         self._gateway.abort_all()

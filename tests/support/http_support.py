@@ -17,6 +17,7 @@ from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.testing.tokenizer import CHAT_TEMPLATE, EOS_TOKEN_ID, VOCAB_SIZE, tokenizer_json
 from quire_router.app import RouterApp
 from quire_router.config import RouterConfig
+from quire_router.dispatcher import PoolDispatcher
 from quire_router.errors import ApiError, NoReplicaError
 from quire_router.generation import TokenizerFiles
 from quire_router.server import QuietServer, uvicorn_config
@@ -250,6 +251,24 @@ async def serve(
 ) -> AsyncIterator[Served]:
     registry = CollectorRegistry()
     app = RouterApp(RouterConfig(**options), script, registry, api_keys=api_keys)
+    async with serve_app(app, script, registry) as served:
+        yield served
+
+
+@contextlib.asynccontextmanager
+async def serve_engine(address: str) -> AsyncIterator[Served]:
+    """The whole router in front of one engine; its script is not used."""
+    registry = CollectorRegistry()
+    config = RouterConfig(replicas=(address,))
+    app = RouterApp(config, PoolDispatcher(config, registry), registry)
+    async with serve_app(app, ScriptedDispatcher(), registry) as served:
+        yield served
+
+
+@contextlib.asynccontextmanager
+async def serve_app(
+    app: RouterApp, script: ScriptedDispatcher, registry: CollectorRegistry
+) -> AsyncIterator[Served]:
     listener = socket.create_server(("127.0.0.1", 0))
     server = QuietServer(uvicorn_config(app))
     async with app.running():
