@@ -314,3 +314,15 @@ def test_draws_follow_the_softmax(varies: str, limits: dict[str, Any]) -> None:
     # 63 degrees of freedom: consecutive draws are independent.
     likely = (p[:, None] * p[None, :]).flatten()
     assert chi_square(pairs.bincount(minlength=64), likely) < 104
+
+
+def test_sampling_gives_back_the_threads_that_it_does_not_use() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sample([[0.0, 1.0]], sequence())
+        with pytest.raises(BadLogitsError):
+            sample([[math.nan, 1.0]], sequence())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from quire_engine.core.messages import TokenLogprobs
+from quire_engine.runner.sampling.threads import few_threads
 
 _POSITIONS_AT_ONCE = 64
 
@@ -24,8 +25,9 @@ def prompt_logprobs(
     found: list[TokenLogprobs] = []
     for start in range(0, len(token_ids), _POSITIONS_AT_ONCE):
         end = start + _POSITIONS_AT_ONCE
-        ids = token_ids[start:end]
-        found += token_logprobs(logits_TV[start:end], ids, [num_top] * len(ids))
+        part_TV, ids = logits_TV[start:end], token_ids[start:end]
+        with few_threads(part_TV):
+            found += token_logprobs(part_TV, ids, [num_top] * len(ids))
     return found
 
 

@@ -19,6 +19,7 @@ from quire_engine.runner.sampling.draw import draw_from_all, draw_truncated, is_
 from quire_engine.runner.sampling.edits import edit_logits, keep_only
 from quire_engine.runner.sampling.logprobs import token_logprobs
 from quire_engine.runner.sampling.row import SamplingRow
+from quire_engine.runner.sampling.threads import few_threads
 
 Way = Callable[[torch.Tensor, Sequence[SamplingRow]], list[int]]
 """Turns the float32 logits of some rows into their tokens; may overwrite the logits."""
@@ -81,8 +82,9 @@ class Sampler:
             BadLogitsError: a row's largest logit is NaN or +inf.
         """
         logits_BV = logits_BV[:, : self.vocab_size]
-        token_ids = self._choose(logits_BV, rows)
-        logprobs = _chosen_logprobs(logits_BV, rows, token_ids)
+        with few_threads(logits_BV):
+            token_ids = self._choose(logits_BV, rows)
+            logprobs = _chosen_logprobs(logits_BV, rows, token_ids)
         return [
             SampledToken(token_id, logprobs.get(index)) for index, token_id in enumerate(token_ids)
         ]
