@@ -15,7 +15,6 @@ from quire.bench.compare import (
     Comparison,
     PrefixHit,
     Speed,
-    TransformersGenerator,
     compare_json,
     format_comparison,
 )
@@ -28,6 +27,7 @@ from quire.bench.offline import (
     measure_throughput,
 )
 from quire.bench.options import DatasetConfig
+from quire.bench.transformers_generator import TransformersGenerator
 from quire_engine.config import ModelConfig
 from quire_engine.errors import ConfigError
 from quire_engine.model.source import resolve

@@ -434,6 +434,19 @@ async def test_sharegpt_takes_the_first_turn_and_the_length_of_the_answer(tmp_pa
     assert (body["prompt"], body["max_tokens"]) == ("one two three four", 5)
 
 
+async def test_token_ids_are_sent_where_no_word_is_one_token() -> None:
+    async with OpenAIServer(is_bytewise=True).run() as server:
+        status, out, err = await run_quire(
+            *("bench", "serve", "--base-url", server.url, "--num-prompts", "3"),
+            *("--input-len", "30", "--output-len", "2"),
+        )
+
+    assert (status, err) == (0, "")
+    assert [len(body["prompt"]) for body in server.bodies] == [30] * 3
+    assert set(server.bodies[0]["prompt"]) <= set(b" abcdefghijklmnopqrstuvwxyz")
+    assert "Total input tokens:                      90        \n" in out
+
+
 async def test_a_server_without_tokenize_needs_a_tokenizer() -> None:
     async with OpenAIServer(has_tokenize=False).run() as server:
         status, _, err = await run_quire("bench", "serve", "--base-url", server.url)

@@ -25,6 +25,8 @@ class OpenAIServer:
     """Says why a request is refused; empty: it is not."""
     num_special: int = 1
     has_tokenize: bool = True
+    is_bytewise: bool = False
+    """Every byte of a prompt is a token, not every word."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     num_running: int = 0
@@ -54,10 +56,10 @@ class OpenAIServer:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
-        num_words = len(body["prompt"].split())
-        return web.json_response(
-            {"count": num_words + self.num_special * body["add_special_tokens"]}
-        )
+        text = body["prompt"]
+        tokens = list(text.encode()) if self.is_bytewise else list(range(len(text.split())))
+        count = len(tokens) + self.num_special * body["add_special_tokens"]
+        return web.json_response({"count": count, "tokens": tokens})
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._stream(request, lambda text: {"text": text})

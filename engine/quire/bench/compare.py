@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +19,6 @@ import numpy as np
 from quire.bench.offline import OfflineEngine
 from quire.bench.options import check_at_least
 from quire_engine.config import option
-from quire_engine.model.source import ModelSource
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -61,45 +59,6 @@ class QuireGenerator:
         )
         batch = [{"prompt_token_ids": prompt} for prompt in prompts]
         self._llm.generate(batch, params, use_tqdm=False)
-
-
-class TransformersGenerator:
-    """`transformers`' own `generate` on the same weights."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    @classmethod
-    def load(cls, source: ModelSource, dtype: str, device: str) -> "TransformersGenerator":
-        """Load the weights that `source` names; random ones for a dummy model."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        torch_dtype = getattr(torch, dtype)
-        auto: Any = AutoModelForCausalLM  # its from_config has no types
-        if not source.weight_files:
-            config = AutoConfig.for_model(**source.config)
-            model = auto.from_config(config, dtype=torch_dtype)
-        else:
-            file = source.weight_files[0]
-            gguf = {"gguf_file": file.name} if source.format == "gguf" else {}
-            model = auto.from_pretrained(str(Path(file).parent), dtype=torch_dtype, **gguf)
-        model.train(mode=False)
-        return cls(model.to(device))
-
-    def generate(self, prompts: Sequence[list[int]], num_tokens: int) -> None:
-        import torch
-
-        input_ids = torch.tensor(list(prompts), device=self._model.device)
-        with torch.inference_mode():
-            self._model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                max_new_tokens=num_tokens,
-                min_new_tokens=num_tokens,
-                do_sample=False,
-                pad_token_id=0,
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

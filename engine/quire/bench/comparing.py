@@ -8,12 +8,12 @@ from quire.bench.compare import (
     CompareConfig,
     Comparison,
     QuireGenerator,
-    TransformersGenerator,
     compare_json,
     format_comparison,
 )
 from quire.bench.offline import make_llm, write_json
 from quire.bench.progress import progress
+from quire.bench.transformers_generator import TransformersGenerator
 from quire_engine.config import EngineConfig
 from quire_engine.model.source import resolve
 

@@ -46,6 +46,19 @@ class IdPool:
 
 
 @dataclass(frozen=True, slots=True)
+class IdChoicePool:
+    """Chosen token ids, for tokenizers in which hardly any word is one token."""
+
+    ids: tuple[int, ...]
+
+    def draw(self, num_tokens: int, rng: np.random.Generator) -> list[int]:
+        return [int(token) for token in rng.choice(self.ids, num_tokens)]
+
+    def prompt(self, tokens: Sequence[int]) -> str | list[int]:
+        return list(tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class WordPool:
     """Words, each of which is one token where it follows a space."""
 

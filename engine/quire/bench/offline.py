@@ -171,6 +171,9 @@ class _EngineCounter:
     async def count(self, text: str, *, add_special_tokens: bool) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    async def ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
 
 def _requests(
     llm: OfflineEngine, options: Mapping[str, Any], dataset: DatasetConfig

@@ -11,6 +11,7 @@ import numpy as np
 
 from quire.bench.arrivals import arrival_times
 from quire.bench.datasets import (
+    IdChoicePool,
     TextRecord,
     WordPool,
     is_usable,
@@ -31,6 +32,7 @@ from quire.bench.report import format_figures, result_json, result_path, write_r
 from quire.bench.request import BenchRequest, BenchResult
 from quire.bench.statistics import ServingFigures, summarize
 from quire.bench.tokenizing import (
+    CANDIDATES,
     LocalCounter,
     ServerCounter,
     TokenCounter,
@@ -169,9 +171,16 @@ async def word_requests(
 ) -> list[BenchRequest]:
     """Make random prompts of words, and check each one's number of tokens with the tokenizer.
 
-    For a chat the tokens of the template come on top, as in vLLM's benchmark.
+    For a chat the tokens of the template come on top, as in vLLM's benchmark. Where hardly any word
+    is one token, completions are asked for with token ids.
     """
-    words = await one_token_words(counter)
+    try:
+        words = await one_token_words(counter)
+    except TokenCountError:
+        if is_chat:
+            raise
+        ids = sorted(set(await counter.ids(" ".join(CANDIDATES))))
+        return synthetic_requests(config, IdChoicePool(tuple(ids)), rng)
     num_special = 0 if is_chat else await num_special_tokens(counter)
     requests = synthetic_requests(config, WordPool(words), rng, num_special=num_special)
     counts = await asyncio.gather(

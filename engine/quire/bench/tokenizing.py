@@ -39,6 +39,10 @@ class TokenCounter(Protocol):
 
     async def count(self, text: str, *, add_special_tokens: bool) -> int: ...
 
+    async def ids(self, text: str) -> list[int]:
+        """Return the tokens of a text, without special ones."""
+        ...
+
 
 class ServerCounter:
     """Asks the server's /tokenize."""
@@ -49,9 +53,15 @@ class ServerCounter:
         self._gate = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def count(self, text: str, *, add_special_tokens: bool) -> int:
+        return int((await self._tokenize(text, add_special_tokens=add_special_tokens))["count"])
+
+    async def ids(self, text: str) -> list[int]:
+        return list((await self._tokenize(text, add_special_tokens=False))["tokens"])
+
+    async def _tokenize(self, text: str, *, add_special_tokens: bool) -> dict[str, Any]:
         body = {"model": self._model, "prompt": text, "add_special_tokens": add_special_tokens}
         async with self._gate:
-            return int((await self._client.post("/tokenize", body))["count"])
+            return await self._client.post("/tokenize", body)
 
 
 class LocalCounter:
@@ -82,6 +92,9 @@ class LocalCounter:
 
     async def count(self, text: str, *, add_special_tokens: bool) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    async def ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class TokenCountError(Exception):
