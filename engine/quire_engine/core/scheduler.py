@@ -27,7 +27,7 @@ from quire_engine.core.messages import CoreStats, FinishReason, NewSequence, Seq
 from quire_engine.core.queue import HeldSequences, WaitingQueue
 from quire_engine.core.sequence import Key, Sequence, State
 from quire_engine.errors import InvalidRequestError, PromptTooLongError, QueueFullError
-from quire_engine.runner.plan import AdmittedSequence, StepPlan, StepResult
+from quire_engine.runner.plan import StepPlan, StepResult
 
 
 class Scheduler:
@@ -321,17 +321,7 @@ class Scheduler:
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
             self._count_prefix_hit(sequence)
-        plan.admitted.append(
-            AdmittedSequence(
-                seq_id=sequence.seq_id,
-                token_ids=sequence.token_ids.copy(),
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                block_ids=sequence.block_ids.copy(),
-                num_computed_tokens=sequence.num_computed_tokens,
-                params=sequence.new.params,
-                bad_words_token_ids=sequence.new.bad_words_token_ids,
-            )
-        )
+        plan.admitted.append(sequence.admission())
 
     def _count_prefix_hit(self, sequence: Sequence) -> None:
         sequence.num_cached_tokens = sequence.num_computed_tokens

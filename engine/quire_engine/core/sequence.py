@@ -4,6 +4,7 @@ from enum import Enum, auto
 
 from quire_engine.core.block_content import ContentChain
 from quire_engine.core.messages import FinishReason, NewSequence, TokenLogprobs
+from quire_engine.runner.plan import AdmittedSequence
 
 Key = tuple[int, float, int]
 """(priority, arrival, id): the smaller is served first and preempted last."""
@@ -99,6 +100,18 @@ class Sequence:
     def is_first_token(self) -> bool:
         """Whether the last token is the first one generated."""
         return len(self.token_ids) == self.num_prompt_tokens + 1
+
+    def admission(self) -> AdmittedSequence:
+        """Return what a runner must know to go on; lists are copies, which it may change."""
+        return AdmittedSequence(
+            seq_id=self.seq_id,
+            token_ids=self.token_ids.copy(),
+            num_prompt_tokens=self.num_prompt_tokens,
+            block_ids=self.block_ids.copy(),
+            num_computed_tokens=self.num_computed_tokens,
+            params=self.new.params,
+            bad_words_token_ids=self.new.bad_words_token_ids,
+        )
 
     def ending(self) -> tuple[FinishReason | None, int | None]:
         """Return why the last token ends the sequence, and the stop token id if that is why."""

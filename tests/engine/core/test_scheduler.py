@@ -59,6 +59,18 @@ def test_admission_leaves_the_watermark_free_unless_nothing_runs() -> None:
     assert len(listener.run()) == 2
 
 
+def test_a_head_that_did_not_fit_starts_once_it_does_whoever_still_runs() -> None:
+    core = new_core(num_blocks=10)
+    listener = listen(
+        core,
+        new_sequence(0, tokens(60, 0), max_tokens=3),
+        new_sequence(1, tokens(20, 1), max_tokens=60),
+        new_sequence(2, tokens(70, 2), max_tokens=2),
+    )
+    steps = first_steps(listener)
+    assert steps[2] == listener.heard[0].last_token_step + 1
+
+
 def test_every_decode_advances_while_a_long_prompt_is_computed() -> None:
     core = new_core(num_blocks=200, max_model_len=4000, budget=32)
     listener = listen(core, *(new_sequence(i, tokens(2, i), max_tokens=60) for i in range(5)))
