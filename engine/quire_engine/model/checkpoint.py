@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quire_engine.errors import ConfigError
-from quire_engine.model.hub import convert_advice, is_first_shard, shard_names
+from quire_engine.model.gguf_metadata import is_first_shard, shard_names
+from quire_engine.model.hub import convert_advice
 
 _INDEX = "model.safetensors.index.json"
 _NOT_THE_MODEL = ("consolidated", "adapter_", "training_")

@@ -38,21 +38,22 @@ _DEFAULT_ALIGNMENT = 32
 class TensorEntry:
     """Where a tensor lies; the contiguous dimension is first in `shape`."""
 
+    file: Path
     shape: tuple[int, ...]
     ggml_type: int
-    offset: int
-    """Bytes from the start of the data section."""
+    position: int
+    """Of its first byte in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GgufMetadata:
-    """The header of one file."""
+    """The headers of a model's file, or of all its shards."""
 
     path: Path
     values: Mapping[str, Any]
-    """Metadata by key; arrays are lists."""
+    """Metadata by key, of the first shard; arrays are lists."""
     tensors: Mapping[str, TensorEntry]
-    data_start: int
+    """Of all shards."""
 
     @property
     def architecture(self) -> str:
@@ -68,17 +69,37 @@ class GgufMetadata:
         if entry is None or entry.ggml_type != _F32:
             return None
         (count,) = entry.shape
-        with self.path.open("rb") as file:
-            file.seek(self.data_start + entry.offset)
+        with entry.file.open("rb") as file:
+            file.seek(entry.position)
             return struct.unpack(f"<{count}f", file.read(4 * count))
 
 
 def read_metadata(path: Path) -> GgufMetadata:
-    """Read the header of a file.
+    """Read the header of a file; given the first of several shards, those of all of them.
 
     Raises:
         ConfigError: not a GGUF file, of an unknown version, or cut off.
     """
+    values, tensors = _read_file(path)
+    for name in shard_names(path.name)[1:] if is_first_shard(path.name) else ():
+        tensors |= _read_file(path.with_name(name))[1]
+    return GgufMetadata(path=path, values=values, tensors=tensors)
+
+
+def shard_names(name: str) -> list[str]:
+    """Return the names of all shards of a GGUF file, `x-00001-of-00003.gguf`, or its own alone."""
+    stem, _, total = name.removesuffix(".gguf").rpartition("-of-")
+    if not total.isdigit() or not stem[-5:].isdigit():
+        return [name]
+    return [f"{stem[:-5]}{part:05d}-of-{total}.gguf" for part in range(1, int(total) + 1)]
+
+
+def is_first_shard(name: str) -> bool:
+    """Tell whether a GGUF file has the metadata of its model: the first shard, or the only one."""
+    return shard_names(name)[0] == name
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     try:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
             return _read_header(path, data)
@@ -86,7 +107,7 @@ def read_metadata(path: Path) -> GgufMetadata:
         raise ConfigError(f"{path} is not a complete GGUF file: {error}") from error
 
 
-def _read_header(path: Path, data: mmap) -> GgufMetadata:
+def _read_header(path: Path, data: mmap) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     if data[:4] != _MAGIC:
         raise ConfigError(f"{path} is not a GGUF file: it starts with {data[:4]!r}, not {_MAGIC!r}")
     version, num_tensors, num_values = struct.unpack_from("<IQQ", data, 4)
@@ -97,14 +118,13 @@ def _read_header(path: Path, data: mmap) -> GgufMetadata:
     for _ in range(num_values):
         key = reader.string()
         values[key] = reader.value(reader.scalar("I"))
-    tensors = dict(reader.tensor() for _ in range(num_tensors))
+    table = [reader.tensor() for _ in range(num_tensors)]
     alignment = values.get("general.alignment", _DEFAULT_ALIGNMENT)
-    return GgufMetadata(
-        path=path,
-        values=values,
-        tensors=tensors,
-        data_start=-(-reader.position // alignment) * alignment,
-    )
+    data_start = -(-reader.position // alignment) * alignment
+    return values, {
+        name: TensorEntry(file=path, shape=shape, ggml_type=ggml_type, position=data_start + offset)
+        for name, shape, ggml_type, offset in table
+    }
 
 
 class _Reader:
@@ -141,11 +161,12 @@ class _Reader:
             return self._array()
         raise ValueError(f"unknown value type {type_}")
 
-    def tensor(self) -> tuple[str, TensorEntry]:
+    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Read a line of the table: name, shape, type, and offset in the data section."""
         name = self.string()
         shape = self._unpack(f"<{self.scalar('I')}Q")
         ggml_type, offset = self._unpack("<IQ")
-        return name, TensorEntry(shape=shape, ggml_type=ggml_type, offset=offset)
+        return name, shape, ggml_type, offset
 
     def _array(self) -> list[Any]:
         type_, count = self._unpack("<IQ")

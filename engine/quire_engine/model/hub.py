@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quire_engine.errors import ConfigError
+from quire_engine.model.gguf_metadata import is_first_shard, shard_names
 
 _TIMEOUT_S = 20.0
 TEXT_FILES = ("*.json", "*.jinja", "*.txt")
@@ -90,19 +91,6 @@ class Hub:
             raise ConfigError(f"{repo} has no file {file}; its GGUF files are: {known}")
         patterns = None if files is None else [*shard_names(file), *TEXT_FILES]
         return self._snapshot(repo, patterns, never=()) / file
-
-
-def shard_names(name: str) -> list[str]:
-    """Return the names of all shards of a GGUF file, `x-00001-of-00003.gguf`, or its own alone."""
-    stem, _, total = name.removesuffix(".gguf").rpartition("-of-")
-    if not total.isdigit() or not stem[-5:].isdigit():
-        return [name]
-    return [f"{stem[:-5]}{part:05d}-of-{total}.gguf" for part in range(1, int(total) + 1)]
-
-
-def is_first_shard(name: str) -> bool:
-    """Tell whether a GGUF file has the metadata of its model: the first shard, or the only one."""
-    return shard_names(name)[0] == name
 
 
 def _patterns(name: str, files: list[str] | None, *, with_weights: bool) -> list[str] | None:

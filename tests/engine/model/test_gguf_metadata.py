@@ -25,7 +25,7 @@ def test_the_demo_model_reads_as_the_format_s_own_reader_reads_it() -> None:
         bytes(tokens.parts[index]).decode() for index in tokens.data[:500]
     ]
     assert [
-        (name, list(entry.shape), entry.ggml_type, metadata.data_start + entry.offset)
+        (name, list(entry.shape), entry.ggml_type, entry.position)
         for name, entry in metadata.tensors.items()
     ] == [(t.name, t.shape.tolist(), int(t.tensor_type), t.data_offset) for t in reference.tensors]
 
@@ -81,3 +81,15 @@ def test_a_huge_count_is_refused_before_it_costs_anything(tmp_path: Path) -> Non
 
     with pytest.raises(ConfigError, match="is not a complete GGUF file"):
         read_metadata(file)
+
+
+def test_the_tensors_of_all_shards_are_found_from_the_first(tmp_path: Path) -> None:
+    for part, name in ((1, "rope_freqs.weight"), (2, "output.weight")):
+        file = tmp_path / f"m-0000{part}-of-00002.gguf"
+        write_gguf(file, values={"part": part}, tensors={name: np.full(3, part)})
+
+    metadata = read_metadata(tmp_path / "m-00001-of-00002.gguf")
+
+    assert metadata.tensors.keys() == {"rope_freqs.weight", "output.weight"}
+    assert metadata.get("part") == 1
+    assert metadata.read_floats("output.weight") == (2.0, 2.0, 2.0)

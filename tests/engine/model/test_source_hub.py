@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from quire_engine.errors import ConfigError
-from quire_engine.model.hub import Hub, is_first_shard, shard_names
+from quire_engine.model.gguf_metadata import is_first_shard, shard_names
+from quire_engine.model.hub import Hub
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
