@@ -130,10 +130,10 @@ class CoreClient:
 
     @property
     def is_stepping(self) -> bool:
-        """Whether the core is known to have work: silence may then be a long step.
+        """Whether the core may have work, so that silence means a long step or a hung one.
 
-        An idle core is never silent for longer than HEARTBEAT_S, so a large `last_progress_s`
-        means a long or hung step, whatever this says.
+        True from `send` until a heartbeat says that all commands were obeyed and nothing is left
+        to do. An idle core is never silent for longer than HEARTBEAT_S either.
         """
         return self._is_stepping
 
@@ -221,7 +221,6 @@ class CoreClient:
     def _handle(self, message: Any) -> None:
         match message:
             case StepOutputs():
-                self._is_stepping = bool(message.stats.num_running or message.stats.num_waiting)
                 self._outputs.put_nowait(message)
             case Heartbeat():
                 self._is_stepping = message.num_commands < self._num_commands
