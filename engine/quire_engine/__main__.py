@@ -1,49 +1,18 @@
 """`python -m quire_engine [MODEL]`: serve one engine over gRPC."""
 
-import asyncio
+import signal
 import sys
 from collections.abc import Sequence
-
-from quire_engine.config import EngineConfig
-from quire_engine.errors import ConfigError, EngineDeadError
-from quire_engine.flags import Parser, add_model, add_options
-from quire_engine.server.config import ServerConfig
-from quire_engine.server.loading import load_engine
-from quire_engine.server.logs import configure_logging
-from quire_engine.server.run import EXIT_DEAD, EXIT_KILLED, run_engine
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m quire_engine") -> int:
     """Serve until SIGTERM or Ctrl-C; return the exit status."""
-    parser = Parser(
-        prog,
-        "Serve one engine over gRPC. SIGTERM finishes what is in flight and stops.",
-        usage="[MODEL] [options]",
-    )
-    add_model(parser)
-    add_options(parser, EngineConfig)
-    add_options(parser, ServerConfig)
-    namespace = parser.parse_args(argv)
-    engine = parser.build(EngineConfig, namespace)
-    server = parser.build(ServerConfig, namespace)
-    configure_logging(server.log_level, server.log_format)
-    try:
-        return asyncio.run(
-            run_engine(lambda: load_engine(engine, say, log_level=server.log_level), server, say)
-        )
-    except ConfigError as error:
-        parser.error(str(error))
-    except EngineDeadError as error:
-        parser.exit(EXIT_DEAD, f"{prog}: error: {error}\n")
-    except KeyboardInterrupt:  # before the signal handlers were there, or after
-        return EXIT_KILLED
+    # Not above: it takes a moment, in which Ctrl-C is to end the process without a traceback.
+    from quire_engine.server.program import serve
 
-
-def say(line: str) -> None:
-    """Tell the user on standard output, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    return serve(argv, prog=prog)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

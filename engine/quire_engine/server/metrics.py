@@ -369,7 +369,9 @@ class MetricsServer:
         try:
             self._server, self._thread = start_http_server(port, host, self._registry)
         except OSError as error:
-            raise ConfigError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot serve metrics on {host}:{port}: {error.strerror} (--metrics-port)"
+            ) from error
 
     @property
     def port(self) -> int:

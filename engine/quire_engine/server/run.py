@@ -24,6 +24,8 @@ from quire_engine.server.service import Serving
 logger = logging.getLogger(__name__)
 
 EXIT_DRAINED, EXIT_DEAD, EXIT_KILLED = 0, 1, 130
+CORE_EXIT_S = 5.0
+"""How long the core gets to end by itself."""
 LAST_WORDS_S = 1.0
 """How long clients get to hear that the core died, or that they were aborted."""
 
@@ -99,7 +101,8 @@ class EngineProcess:
         """End everything, at once. Whoever is in flight has been told already, or never will."""
         await self._server.stop(grace_s=0.0)
         if self._core is not None:
-            await self._core.close()
+            is_urgent = self._stops.second.is_set()
+            await self._core.close(timeout_s=0.0 if is_urgent else CORE_EXIT_S)
         if self._pump is not None:
             await asyncio.gather(self._pump, return_exceptions=True)
         if self._metrics is not None:

@@ -1,19 +1,16 @@
 """`python -m quire_engine.testing`: a fake engine as a process, with the flags of a real one."""
 
-import asyncio
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from quire_engine.config import EngineConfig, option
-from quire_engine.errors import ConfigError
 from quire_engine.flags import Parser, add_options
 from quire_engine.frontend.core_client import CoreClient
 from quire_engine.server.async_engine import Core
 from quire_engine.server.config import ServerConfig
-from quire_engine.server.logs import configure_logging
 from quire_engine.server.model_card import ModelCard
-from quire_engine.server.run import run_engine
+from quire_engine.server.program import run_program
 from quire_engine.testing.model import fake_card
 from quire_engine.testing.runner import FakeModel, build_fake_runner
 from quire_engine.testing.thread_core import start_thread_core
@@ -40,11 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     process = parser.build(FakeProcessConfig, namespace)
     config = parser.build(EngineConfig, namespace)
     server = parser.build(ServerConfig, namespace)
-    configure_logging(server.log_level, server.log_format)
-    try:
-        return asyncio.run(run_engine(lambda: load_fake(config, model, process), server, say))
-    except ConfigError as error:
-        parser.error(str(error))
+    return run_program(parser, lambda: load_fake(config, model, process), server)
 
 
 async def load_fake(
@@ -61,12 +54,6 @@ async def load_fake(
         runner_factory=RUNNER_FACTORY,
     )
     return core, card
-
-
-def say(line: str) -> None:
-    """Tell the user on standard output, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -240,3 +241,29 @@ async def test_metrics_are_served_on_a_port_of_their_own(tmp_path: Path) -> None
     assert 'finished_reason="length",model_name="fake"} 1.0' in text
     engine.process.send_signal(signal.SIGTERM)
     assert (await engine.end())[0] == 0
+
+
+@pytest.mark.parametrize("module", ["quire_engine.server.program", "quire_engine.testing.__main__"])
+def test_the_frontend_runs_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "engine")},
+        check=True,
+    )
+
+
+async def test_the_real_program_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "quire_engine", "/no/such/model"),
+        *("--uds", str(tmp_path / "engine.sock"), "--metrics-port", "-1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "engine")},
+    )
+
+    status, errors = await Engine(process, tmp_path / "engine.sock").end()
+
+    assert status == 2
+    assert errors == ("python -m quire_engine: error: no such file or directory: /no/such/model\n")
