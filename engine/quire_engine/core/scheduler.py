@@ -151,6 +151,7 @@ class Scheduler:
     def fail(self, plan: StepPlan, message: str) -> list[SequenceOutput]:
         """End the sequences of a step that could not be computed."""
         sequences = [self._sequences[seq_id] for seq_id in plan.num_tokens]
+        self._dropped += plan.dropped  # the runner may not have come as far as that
         self._end(sequences)
         return [
             SequenceOutput(

@@ -72,7 +72,8 @@ class InputBatch:
     def apply(self, plan: StepPlan, sampling_rows: Mapping[int, SamplingRow]) -> None:
         """Drop, admit and extend as a plan says; `sampling_rows` has those it admits."""
         for seq_id in plan.dropped:
-            self._free.append(self._rows.pop(seq_id).index)
+            if (row := self._rows.pop(seq_id, None)) is not None:  # unknown after a failed step
+                self._free.append(row.index)
         for sequence in plan.admitted:
             self._admit(sequence, sampling_rows[sequence.seq_id])
         for seq_id, block_ids in plan.new_block_ids.items():

@@ -78,7 +78,7 @@ class ModelRunner(Protocol):
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step. A plan with no tokens only applies its drops.
 
-        What this raises fails the sequences of the plan; the next plan drops them. So a runner
-        ignores dropped ids that it does not know, and takes nothing else from a failed step.
+        What this raises fails the sequences of the plan. The next plan drops them, and repeats what
+        this one dropped; so a runner ignores dropped ids that it does not know.
         """
         ...

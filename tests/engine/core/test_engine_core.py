@@ -193,6 +193,15 @@ def test_a_failed_step_ends_its_sequences_and_no_others(caplog: pytest.LogCaptur
     assert records[0].exc_info is not None
 
 
+def test_a_runner_hears_again_of_drops_that_a_failed_step_may_have_missed() -> None:
+    runner = FailingRunner(2)
+    core = new_core(runner=runner, max_num_seqs=1)
+    run(core, *(new_sequence(i, tokens(20, i), max_tokens=1) for i in range(3)))
+    core.add(new_sequence(3, tokens(20, 3)))
+    core.step()
+    assert runner.live_seq_ids == {3}
+
+
 def test_a_runner_that_fails_every_step_ends_the_core() -> None:
     core = new_core(runner=FailingRunner(1, 2, 3), max_num_seqs=1)
     for seq_id in range(4):
