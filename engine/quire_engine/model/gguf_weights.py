@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from quire_engine.errors import ConfigError
 from quire_engine.model.families import FAMILIES
+from quire_engine.model.gguf_metadata import TensorEntry, read_metadata
 from quire_engine.model.spec import ModelSpec
 
 NAMES = {
@@ -39,21 +40,22 @@ _LAYER = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 def read_gguf(
     path: Path, spec: ModelSpec, *, shows_progress: bool = True
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a file, with a progress bar over them.
+    """Yield the tensors of a file, or of all shards if it is the first, with a progress bar.
 
     Raises:
         ConfigError: the file cannot be read, or a tensor's type cannot be dequantized.
     """
     try:
-        tensors = gguf.GGUFReader(path).tensors
-    except (ValueError, OSError, KeyError, IndexError) as error:
+        tensors = read_metadata(path).tensors
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"cannot read the weights {path}: {error}") from error
     permutes = FAMILIES[spec.architecture].gguf_permutes_qk
-    for tensor in tqdm(tensors, desc="Loading GGUF", unit="tensor", disable=not shows_progress):
-        values = _dequantize(path, tensor)
+    progress = tqdm(tensors.items(), desc="Loading GGUF", unit="tensor", disable=not shows_progress)
+    for name, entry in progress:
+        values = _dequantize(name, entry)
         if permutes:
-            values = _restore_rows(values, tensor.name, spec)
-        yield hugging_face_name(tensor.name), torch.from_numpy(values)
+            values = _restore_rows(values, name, spec)
+        yield hugging_face_name(name), torch.from_numpy(values)
 
 
 def hugging_face_name(name: str) -> str:
@@ -66,17 +68,21 @@ def hugging_face_name(name: str) -> str:
     return f"{NAMES[part]}.{kind}" if part in NAMES else name
 
 
-def _dequantize(path: Path, tensor: Any) -> np.ndarray[Any, Any]:
+def _dequantize(name: str, entry: TensorEntry) -> np.ndarray[Any, Any]:
     """Return a tensor's values as float32, outermost dimension first."""
+    shape = tuple(reversed(entry.shape))
     try:
-        values = dequantize(tensor.data, tensor.tensor_type)
+        kind = gguf.GGMLQuantizationType(entry.ggml_type)
+        bytes_shape = gguf.quant_shape_to_byte_shape(shape, kind)
+        data = np.memmap(entry.file, mode="r", offset=entry.position, shape=bytes_shape)
+        values = dequantize(data, kind)
     except (NotImplementedError, ValueError) as error:
         raise ConfigError(
-            f"tensor {tensor.name} of {path} has type {tensor.tensor_type.name}, "
+            f"tensor {name} of {entry.file} has type {entry.ggml_type}, "
             f"which cannot be dequantized: {error}"
         ) from error
     # Copied, because unquantized tensors are views of the read-only file.
-    return np.array(values, dtype=np.float32).reshape(tuple(reversed(tensor.shape.tolist())))
+    return np.array(values, dtype=np.float32).reshape(shape)
 
 
 def _restore_rows(values: np.ndarray[Any, Any], name: str, spec: ModelSpec) -> np.ndarray[Any, Any]:
