@@ -75,8 +75,10 @@ def resolve(config: ModelConfig) -> ModelSource:
     checkpoint = find_checkpoint(path, config.load_format)
     gguf = read_metadata(checkpoint.gguf) if checkpoint.gguf else None
     model_config = _model_config(checkpoint, gguf) | (config.hf_overrides or {})
-    generation = read_json(checkpoint.folder / "generation_config.json")
-    files = None if config.skip_tokenizer_init else _tokenizer_files(config, checkpoint, gguf)
+    # Beside a GGUF file that is named itself there may be files of other models.
+    generation = {} if path.is_file() else read_json(path / "generation_config.json")
+    own_files = TokenizerFiles(folder=checkpoint.folder, gguf=gguf, is_file_alone=path.is_file())
+    files = None if config.skip_tokenizer_init else _other_tokenizer(config) or own_files
     name = config.model or DEMO_NAME
     return ModelSource(
         name=name,
@@ -109,14 +111,12 @@ def _model_config(checkpoint: Checkpoint, gguf: GgufMetadata | None) -> dict[str
     return config_of(gguf) if gguf else read_json(checkpoint.folder / "config.json")
 
 
-def _tokenizer_files(
-    config: ModelConfig, checkpoint: Checkpoint, gguf: GgufMetadata | None
-) -> TokenizerFiles:
+def _other_tokenizer(config: ModelConfig) -> TokenizerFiles | None:
     if not config.tokenizer:
-        return TokenizerFiles(folder=checkpoint.folder, gguf=gguf)
+        return None
     path = _locate(config, config.tokenizer, with_weights=False)
     if path.is_file():
-        return TokenizerFiles(folder=path.parent, gguf=read_metadata(path))
+        return TokenizerFiles(folder=path.parent, gguf=read_metadata(path), is_file_alone=True)
     return TokenizerFiles(folder=path)
 
 

@@ -15,14 +15,17 @@ _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token", "se
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerFiles:
-    """Where a tokenizer comes from. A tokenizer.json in the folder goes before the GGUF file."""
+    """Where a tokenizer comes from: a folder's files, or else the vocabulary of its GGUF file."""
 
     folder: Path
     gguf: GgufMetadata | None = None
+    is_file_alone: bool = False
+    """The GGUF file was named, not its folder, whose other files may be of other models."""
 
     @property
     def _is_rebuilt(self) -> bool:
-        return self.gguf is not None and not (self.folder / "tokenizer.json").is_file()
+        has_files = not self.is_file_alone and (self.folder / "tokenizer.json").is_file()
+        return self.gguf is not None and not has_files
 
     def text(self) -> str:
         """Return the text of tokenizer.json.

@@ -126,13 +126,25 @@ def test_the_end_of_a_turn_ends_a_gguf_model_s_completion_too(tmp_path: Path) ->
     assert resolve(ModelConfig(model=str(file))).eos_token_ids == {5, 7}
 
 
-def test_a_tokenizer_file_goes_before_the_one_in_a_gguf_file(tmp_path: Path) -> None:
-    file = write_gguf(tmp_path / "model.gguf")
-    write_model(tmp_path, {"tokenizer.json": "{}", "tokenizer_config.json": {"eos_token": "E"}})
+def test_a_folder_s_files_go_before_its_gguf_file_unless_that_is_named_itself(
+    tmp_path: Path,
+) -> None:
+    tokenizer = {"ggml.model": "gpt2", "ggml.tokens": ["a"], "ggml.eos_token_id": 0}
+    file = write_gguf(tmp_path / "model.gguf", tokenizer=tokenizer)
+    files = {
+        "tokenizer.json": "{}",
+        "tokenizer_config.json": {"eos_token": "E"},
+        "generation_config.json": {"temperature": 0.5},
+    }
+    write_model(tmp_path, files)
 
-    found = resolve(ModelConfig(model=str(file)))
+    folder = resolve(ModelConfig(model=str(tmp_path)))
+    alone = resolve(ModelConfig(model=str(file)))
 
-    assert (found.load_tokenizer(), found.special_tokens) == ("{}", {"eos_token": "E"})
+    assert (folder.load_tokenizer(), folder.special_tokens) == ("{}", {"eos_token": "E"})
+    assert folder.generation_config == {"temperature": 0.5}
+    assert '"vocab": {"a": 0}' in (alone.load_tokenizer() or "")
+    assert (alone.special_tokens, alone.generation_config) == ({"eos_token": "a"}, {})
 
 
 def test_all_shards_of_a_gguf_model_are_weight_files(tmp_path: Path) -> None:
