@@ -5,6 +5,7 @@ of the requests, then one flush per sink. Nothing here costs a task or a queue p
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -32,6 +33,8 @@ from quire_engine.server.health import Vitals
 from quire_engine.server.kv_mirror import KvMirror
 from quire_engine.server.metrics import EngineMetrics
 from quire_engine.server.request_record import RequestRecord
+
+logger = logging.getLogger(__name__)
 
 REFUSALS: dict[type[QuireError], str] = {
     InvalidRequestError: "invalid",
@@ -91,6 +94,7 @@ class AsyncEngine:
         self._requests: dict[str, tuple[Sink, RequestRecord]] = {}
         self._stats = CoreStats(num_total_blocks=core.ready.num_blocks)
         self._is_draining = False
+        self._failure: EngineDeadError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._num_load_changes = 0
@@ -102,15 +106,15 @@ class AsyncEngine:
 
     @property
     def error(self) -> EngineDeadError | None:
-        """Why the core is dead; None while it lives."""
-        return self._core.error
+        """Why nothing more will be generated; None while all is well."""
+        return self._core.error or self._failure
 
     @property
     def vitals(self) -> Vitals:
         return Vitals(
             is_ready=True,
             is_draining=self._is_draining,
-            is_dead=self._core.error is not None,
+            is_dead=self.error is not None,
             is_working=self._core.is_stepping,
             last_progress_s=self._core.last_progress_s,
         )
@@ -144,6 +148,11 @@ class AsyncEngine:
         except EngineDeadError as error:
             self._fail_all(error)
             raise
+        except Exception as error:  # a bug: requests would wait for ever for what got lost
+            self._failure = EngineDeadError(f"the engine failed: {type(error).__name__}: {error}")
+            logger.exception("step lost num_requests=%d", len(self._requests))
+            self._fail_all(self._failure)
+            raise self._failure from error
 
     def submit(
         self,
@@ -219,8 +228,8 @@ class AsyncEngine:
         await self._core.reset_prefix_cache()
 
     def _admit(self) -> None:
-        if self._core.error is not None:
-            raise self._core.error
+        if self.error is not None:
+            raise self.error
         if self._is_draining:
             raise DrainingError
 

@@ -22,7 +22,9 @@ from engine_client import (
     until,
 )
 from quire_engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_engine.core.messages import StepOutputs
 from quire_engine.errors import ConfigError, EngineDeadError
+from quire_engine.frontend.deltas import ProcessedStep
 from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.rpc.prefix import block_hashes, prefix_seed
 from quire_engine.server.config import METRICS_OFF, ServerConfig
@@ -520,3 +522,19 @@ async def test_requests_after_a_death_are_refused_at_once() -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     await until_health(engine.address, NOT_SERVING)
     await engine.stop()
+
+
+async def test_a_bug_in_taking_in_a_step_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(_step: StepOutputs) -> ProcessedStep:
+        raise KeyError("a bug")
+
+    async with FakeEngine() as engine, stub_of(engine.address) as stub:
+        monkeypatch.setattr(engine._life.serving.engine._processor, "process", fail)
+
+        with pytest.raises(grpc.aio.AioRpcError, match="KeyError") as caught:
+            await collect(stub.Generate(generate()))
+
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        await until_health(engine.address, NOT_SERVING)
