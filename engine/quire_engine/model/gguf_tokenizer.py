@@ -49,6 +49,8 @@ _SPLITS = {
     "gpt-4o": _GPT4O,
 }
 _DIGITS_APART = frozenset({"starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+# llama.cpp cuts smollm's digits apart as well. transformers does not when it reads a GGUF file, and
+# ids are to equal its own; they differ only where several spaces or newlines precede a digit.
 _GPT2_LIKE = frozenset({"default", "gpt-2", "smollm", "mpt", "olmo", "phi-2", "jais", "trillion"})
 # Words that the vocabulary has whole are not built up from merges.
 _WHOLE_WORDS_FIRST = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"})
