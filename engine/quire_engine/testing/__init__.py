@@ -5,7 +5,9 @@
         ...
         engine.hang()           # steps stop; engine.resume() goes on
         engine.slow_down(10)    # every step takes ten times as long; 1 is normal
+        engine.refuse(QueueFullError(9, 9))  # answer for every new request; None ends it
         engine.drop_kv_events() # subscribers miss changes and see a gap in the numbers
+        await engine.drain(1.0) # what SIGTERM does first
         await engine.die()      # requests in flight fail with UNAVAILABLE, health is NOT_SERVING
         await engine.restart()  # a new epoch and an empty cache on the same address
 
