@@ -145,7 +145,9 @@ class CpuAttention:
             (self._store,), heads_THD[:num_stored, self._num_heads :]
         )
         # One line more than there are, for what padding computes.
-        out = heads_THD.new_zeros(self._num_lines + 1, self._num_heads * self._head_dim)
+        width = self._num_heads * self._head_dim
+        out = self._take("out", (self._num_lines + 1, width), heads_THD.dtype)
+        out[num_stored:].zero_()
         for group in self._groups[self._windows[layer]]:
             self._attend(group, layer, heads_THD, out)
         return out[: self._num_lines]

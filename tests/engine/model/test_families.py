@@ -74,10 +74,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 TOKEN_IDS = torch.arange(90) * 37 % 97
 
 
-def make_model(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedModel:
+def make_model(kind: str, changes: dict[str, Any]) -> Any:
     config = getattr(transformers, f"{kind}Config")(**SHAPE | changes)
     torch.manual_seed(0)
-    model: transformers.PreTrainedModel = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model: Any = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             # Large enough that rope, windows and biases change the logits far above rounding.
@@ -85,7 +85,7 @@ def make_model(kind: str, changes: dict[str, Any]) -> transformers.PreTrainedMod
     return model.eval()
 
 
-def save(model: transformers.PreTrainedModel, path: Path, **options: Any) -> list[Path]:
+def save(model: Any, path: Path, **options: Any) -> list[Path]:
     model.save_pretrained(path, **options)
     return sorted(path.glob("*.safetensors"))
 
@@ -93,7 +93,7 @@ def save(model: transformers.PreTrainedModel, path: Path, **options: Any) -> lis
 def dense_attention(spec: ModelSpec) -> Callable[[int, torch.Tensor], torch.Tensor]:
     def attend(layer: int, heads_THD: torch.Tensor) -> torch.Tensor:
         count = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        q, k, v = (part.transpose(0, 1) for part in heads_THD.split(count, 1))
+        q, k, v = (part.transpose(0, 1) for part in torch.split(heads_THD, count, 1))
         groups = spec.num_heads // spec.num_kv_heads
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         ages = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
@@ -102,7 +102,8 @@ def dense_attention(spec: ModelSpec) -> Callable[[int, torch.Tensor], torch.Tens
         if window is not None:
             hidden |= ages >= window
         scores = (q @ k.transpose(1, 2) * spec.head_dim**-0.5).masked_fill(hidden, -torch.inf)
-        return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+        out: torch.Tensor = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+        return out
 
     return attend
 
@@ -117,7 +118,7 @@ def our_logits(config: dict[str, Any], files: list[Path]) -> torch.Tensor:
         return decoder.logits(hidden)
 
 
-def their_logits(model: transformers.PreTrainedModel) -> torch.Tensor:
+def their_logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
         logits: torch.Tensor = model(TOKEN_IDS[None]).logits[0]
     return logits
