@@ -10,6 +10,7 @@ end tells the core that its parent is gone, however that happened.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -151,7 +152,8 @@ class CoreClient:
 
         Outputs already on their way still arrive. Unknown ids, and a dead core, are ignored.
         """
-        if self._error is None:
+        # Also a core that is gone without this being known yet.
+        with contextlib.suppress(EngineDeadError):
             self._send(AbortSequences(seq_ids=list(seq_ids)))
 
     async def reset_prefix_cache(self) -> None:

@@ -142,7 +142,7 @@ async def test_a_second_ctrl_c_ends_at_once_without_a_traceback(tmp_path: Path) 
         engine.process.send_signal(signal.SIGINT)
 
         status, errors = await engine.end()
-        assert (status, "Traceback" in errors) == (130, False)
+        assert (status, "Traceback" in errors) == (130, False), errors
         await until_dead(core)
         call.cancel()
 
