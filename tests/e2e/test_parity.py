@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def demo_gguf() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def make_llm(**options: object) -> LLM:
+def make_llm(**options: Any) -> LLM:
     return LLM(dtype="float32", max_model_len=1024, **options)
 
 
