@@ -26,6 +26,7 @@ from quire_engine.core.engine_core import EngineCore, default_max_num_batched_to
 from quire_engine.core.messages import SequenceOutput, StepOutputs
 from quire_engine.core.wire import (
     HEARTBEAT_S,
+    STOP_SIGNAL,
     AbortSequences,
     AddSequences,
     Codec,
@@ -148,9 +149,10 @@ class CoreLoop:
 
 def main() -> int:
     """Serve until the parent says or shows that it is over."""
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    # Ctrl-C and service managers signal the whole group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(STOP_SIGNAL, _exit)
     spec = _read_spec()
     threading.Thread(target=_outlive_no_parent, name="parent-watcher", daemon=True).start()
     logging.basicConfig(

@@ -3,6 +3,7 @@
 Commands go to the core, events come from it, each over a ZeroMQ socket of its own.
 """
 
+import signal
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -14,6 +15,9 @@ from quire_engine.core.messages import CoreReady, NewSequence, StepOutputs
 
 HEARTBEAT_S = 0.5
 """An idle core speaks at least this often; a busy one speaks after every step."""
+
+STOP_SIGNAL = signal.SIGUSR1
+"""Tells the core to end. Not SIGTERM, which reaches whole groups and would cut a drain short."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -32,6 +32,7 @@ import zmq.asyncio
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import CoreReady, NewSequence, StepOutputs
 from quire_engine.core.wire import (
+    STOP_SIGNAL,
     AbortSequences,
     AddSequences,
     Codec,
@@ -185,7 +186,7 @@ class CoreClient:
     async def close(self, *, timeout_s: float = 5.0) -> None:
         """End the core, by force after `timeout_s`. May be called twice."""
         self._is_closing = True
-        self._signal(signal.SIGTERM)
+        self._signal(STOP_SIGNAL)
         if not await self._wait(timeout_s):
             logger.warning("core killed pid=%d after_s=%g", self.pid, timeout_s)
             self._signal(signal.SIGKILL)

@@ -95,6 +95,7 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(tmp_path: Pat
         await call.read()
         (core,) = engine.children()
 
+        os.kill(core, signal.SIGTERM)  # a service manager signals the whole group
         engine.process.send_signal(signal.SIGTERM)
         await engine.line("stopping: 1 requests")
         with pytest.raises(grpc.aio.AioRpcError, match="draining"):
