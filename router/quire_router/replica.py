@@ -226,8 +226,12 @@ class Replica:
         if session is None:
             logger.debug("replica unreachable replica=%s reason=%s", self.address, reason)
             return
-        logger.warning(
-            "replica lost replica=%s num_requests=%d reason=%s", self.address, len(session), reason
+        logger.log(
+            logging.INFO if self._is_closing else logging.WARNING,
+            "replica lost replica=%s num_requests=%d reason=%s",
+            self.address,
+            len(session),
+            reason,
         )
         session.lose(reason)
         self.load = ReplicaLoad()
