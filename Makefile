@@ -19,9 +19,8 @@ install: .venv/installed ## Create .venv with the locked versions
 	@touch $@
 serve: .venv/installed ## Serve a real chat model: OpenAI endpoint on port 8000 (ARGS="--port 9000 ...")
 	@exec $(RUN)quire serve $(ARGS)
-bench: .venv/installed ## Measure this machine: latency and throughput of the demo model (ARGS="...")
-	$(RUN)quire bench latency $(ARGS)
-	$(RUN)quire bench throughput --num-prompts 64 --input-len 128 --output-len 64 $(ARGS)
+bench: .venv/installed ## Measure the demo model against transformers, on this machine
+	$(RUN)quire bench compare $(ARGS)
 
 ##@ Development
 .PHONY: test lint fix generate

@@ -118,8 +118,8 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path) -> None:
     os.kill(served.process.pid, signal.SIGKILL)
     served.process.wait()
 
-    wait_until(
-        lambda: not [pid for pid in children if Path(f"/proc/{pid}").exists()],
-        timeout_s=20,
-        what="children end with their supervisor",
-    )
+    def alive() -> list[int]:
+        return [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+    wait_until(lambda: not alive(), timeout_s=20, what="children end with their supervisor")
+    assert alive() == []

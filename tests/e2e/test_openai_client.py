@@ -126,6 +126,7 @@ def test_a_cancelled_stream_frees_the_engine(
     stream.close()
 
     wait_until(lambda: is_idle(served), timeout_s=10, what="the cancelled stream's blocks are free")
+    assert is_idle(served)
 
 
 async def test_the_async_client_runs_many_at_once(served: Served, model: str) -> None:

@@ -70,6 +70,7 @@ class SequenceOutput:
     scheduled_s: float | None = None
     """`time.monotonic` of the first step that computed a token of it; sent with the first token."""
     num_preemptions: int = 0
+    """Of this sequence, so far."""
 
 
 @dataclass(slots=True, kw_only=True)

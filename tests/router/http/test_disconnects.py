@@ -45,6 +45,7 @@ async def test_a_client_that_leaves_a_stream_is_aborted(serve_with: Any) -> None
     await stream.close()
 
     await until(lambda: is_cancelled(served))
+    assert is_cancelled(served)
 
 
 async def test_a_client_that_leaves_while_its_body_is_sent_starts_nothing(served: Served) -> None:
