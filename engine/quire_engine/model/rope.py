@@ -80,13 +80,13 @@ class RopeTable:
         speeds = inverse_frequencies(spec, max_len)
         angles_PR = torch.outer(torch.arange(max_len, dtype=torch.float32), speeds)
         cos, sin = angles_PR.cos() * spec.attention_factor, angles_PR.sin() * spec.attention_factor
-        self._cos_PR = torch.cat((cos, cos), -1).to(device, dtype)
+        self.cos_PR = torch.cat((cos, cos), -1).to(device, dtype)
         # The first half takes minus its partner, the second plus: the sign lives in the table.
-        self._sin_PR = torch.cat((-sin, sin), -1).to(device, dtype)
+        self.sin_PR = torch.cat((-sin, sin), -1).to(device, dtype)
 
     def at(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cosine and sine of some positions, (T, 1, R) each."""
-        return self._cos_PR[positions_T].unsqueeze(1), self._sin_PR[positions_T].unsqueeze(1)
+        return self.cos_PR[positions_T].unsqueeze(1), self.sin_PR[positions_T].unsqueeze(1)
 
     def rotate_(self, heads_THD: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Rotate heads in place by what `at` returned for their tokens."""

@@ -11,7 +11,9 @@ import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
-from quire_engine.model.decoder import Decoder
+from quire_engine.kernels.cpu.decoder import NativeDecoder
+from quire_engine.kernels.cpu.library import Library
+from quire_engine.model.decoder import Decoder, Weights
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
 from quire_engine.model.safetensors_weights import read_safetensors
@@ -20,7 +22,9 @@ from quire_engine.model.spec import ModelSpec
 from quire_engine.model.weights import NamedTensors, assemble, num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.memory import KvCache, resolve_limits
+from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.sampling.sampler import Sampler
+from quire_engine.runner.torch_model import StepModel, TorchModel
 from quire_engine.runner.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -81,28 +85,31 @@ def build_runner(config: EngineConfig) -> CpuRunner:
 def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> CpuRunner:
     """Load a resolved model; `build_runner` without looking for the model."""
     spec, dtype = read_spec(source.config), resolve_dtype(config.model.dtype)
-    limits = resolve_limits(config, spec, dtype)
+    limits, block_size = resolve_limits(config, spec, dtype), config.cache.block_size
     with torch.inference_mode():
         with phases.time("weights"):
             weights = assemble(spec, _tensors(config, source, spec, dtype), dtype)
+        with phases.time("kernels"):
+            library = find_library(spec, dtype, block_size)
+        cache = KvCache(spec, num_blocks=limits.num_blocks, block_size=block_size, dtype=dtype)
         with phases.time("layout"):
-            decoder = Decoder(spec, weights, max_len=limits.max_model_len)
-        cache = KvCache(
-            spec,
-            num_blocks=limits.num_blocks,
-            block_size=config.cache.block_size,
-            dtype=dtype,
-        )
+            model = make_model(spec, weights, cache, library, max_len=limits.max_model_len)
         sampler = Sampler(
             vocab_size=spec.vocab_size,
             eos_token_ids=source.eos_token_ids,
             seed=config.model.seed,
         )
-    runner = CpuRunner(decoder, sampler, cache, limits, max_num_seqs=config.scheduler.max_num_seqs)
+    runner = CpuRunner(
+        model,
+        sampler,
+        limits,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        block_size=block_size,
+    )
     with phases.time("warm_up"):
         warm_up(
             runner,
-            block_size=config.cache.block_size,
+            block_size=block_size,
             max_num_batched_tokens=limits.max_num_batched_tokens,
         )
     runner.load_report = phases.seconds
@@ -115,6 +122,20 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
         limits.max_model_len,
     )
     return runner
+
+
+def make_model(
+    spec: ModelSpec,
+    weights: Weights,
+    cache: KvCache,
+    library: Library | None,
+    *,
+    max_len: int,
+) -> StepModel:
+    """Build a model in C if there is a library for it, else in torch. Consumes `weights`."""
+    if library is not None:
+        return NativeModel(NativeDecoder(spec, weights, cache, library, max_len=max_len))
+    return TorchModel(Decoder(spec, weights, max_len=max_len), cache)
 
 
 def resolve_dtype(name: str) -> torch.dtype:

@@ -63,6 +63,7 @@ class InputBatch:
         max_blocks = -(-(max_model_len + 1) // block_size)
         self._token_ids = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
         self._blocks = np.zeros((max_num_seqs, max_blocks), dtype=np.int64)
+        self._token_ids_at, self._blocks_at = self._token_ids.ctypes.data, self._blocks.ctypes.data
         self._free = list(reversed(range(max_num_seqs)))
         self._rows: dict[int, Row] = {}
 
@@ -127,6 +128,14 @@ class InputBatch:
     def token_ids(self, row: Row, start: int, end: int) -> IntArray:
         """Return tokens of a sequence by position."""
         return self._token_ids[row.index, start:end]
+
+    def token_ids_address(self, row: Row) -> int:
+        """Return where a sequence's tokens are in memory, int64 by position."""
+        return self._token_ids_at + row.index * self._token_ids.strides[0]
+
+    def blocks_address(self, row: Row) -> int:
+        """Return where a sequence's block table is in memory, int64."""
+        return self._blocks_at + row.index * self._blocks.strides[0]
 
     def advance(self, chunk: Chunk) -> None:
         """Note that a chunk's tokens are computed."""

@@ -86,5 +86,5 @@ def test_tensor_parallelism_on_a_cpu_is_refused(tiny_model: Path) -> None:
 
 def test_loading_reports_its_phases(driver: Any) -> None:
     report = driver.runner.load_report
-    assert list(report) == ["resolve", "weights", "layout", "warm_up"]
+    assert list(report) == ["resolve", "weights", "kernels", "layout", "warm_up"]
     assert all(seconds >= 0 for seconds in report.values())

@@ -102,7 +102,8 @@ class Sampler:
         return [chosen[index] for index in range(len(rows))]
 
     def _most_likely(self, raw_SV: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
-        x_SV = self._copy(raw_SV) if raw_SV.device.type == "cpu" else raw_SV
+        needs_copy = raw_SV.device.type == "cpu" and raw_SV.dtype != torch.float32
+        x_SV = self._copy(raw_SV) if needs_copy else raw_SV
         token_ids_S, max_S = argmax(x_SV)
         _check_finite(max_S, rows)
         return token_ids_S.tolist()
