@@ -11,15 +11,13 @@ import numpy as np
 import torch
 
 from quire_engine.config import EngineConfig
+from quire_engine.core.engine_core import default_max_num_batched_tokens
 from quire_engine.errors import ConfigError
 from quire_engine.model.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CPU_CACHE_BYTES = 1 << 30
-DEFAULT_CPU_BATCHED_TOKENS = 2048
-"""Prefill speed on a CPU no longer grows from a few hundred tokens on; longer steps only delay
-the sequences that decode beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +75,10 @@ def resolve_limits(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) ->
                 f"kv_cache_memory_bytes={budget} does not hold one block, which takes "
                 f"{block_bytes(spec, size, dtype)} bytes"
             )
-    batched = config.scheduler.max_num_batched_tokens or DEFAULT_CPU_BATCHED_TOKENS
     return Limits(
         num_blocks=num_blocks,
         max_model_len=_max_model_len(config, spec, num_blocks),
-        max_num_batched_tokens=max(batched, 1),
+        max_num_batched_tokens=default_max_num_batched_tokens(config, "cpu"),
     )
 
 
