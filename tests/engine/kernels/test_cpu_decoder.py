@@ -1,18 +1,23 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given, settings, strategies as st
 
+from quire_engine.config import ModelConfig
 from quire_engine.kernels.cpu.decoder import NativeDecoder, unsupported
 from quire_engine.kernels.cpu.library import Library, load_library
 from quire_engine.model.decoder import Decoder
 from quire_engine.model.families import read_spec
+from quire_engine.model.gguf_weights import read_gguf
+from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import parameters
+from quire_engine.model.weights import assemble, parameters
 from quire_engine.runner.input_batch import InputBatch
 from quire_engine.runner.memory import KvCache
 from quire_engine.runner.native_model import NativeModel
@@ -68,6 +73,14 @@ CASES: dict[str, dict[str, Any]] = {
     "tied head": {"tie_word_embeddings": True},
 }
 NUM_BLOCKS = 300
+TEXTS = (
+    "The capital of France is Paris. It lies on the Seine, in the north of the country.",
+    "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)\n",
+    "Once upon a time, in a land far away, there lived a king who had three daughters.",
+    "Newton's second law says that force is the product of mass and acceleration.",
+    "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer",
+    "SELECT name, COUNT(*) FROM users WHERE age > 18 GROUP BY name ORDER BY name;",
+)
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +260,31 @@ def test_other_types_are_left_to_torch() -> None:
     assert unsupported(make_spec(), torch.float32, 16) == "dtype float32 is not bfloat16"
     spec = make_spec(num_attention_heads=130, num_key_value_heads=2)
     assert "65 heads" in str(unsupported(replace(spec), torch.bfloat16, 16))
+
+
+def test_the_demo_model_says_what_it_says_in_torch(library: Library) -> None:
+    source = resolve(ModelConfig())
+    spec = read_spec(source.config)
+    tokenizer = tokenizers.Tokenizer.from_str(source.load_tokenizer() or "")
+    prompts = [tokenizer.encode(text).ids for text in TEXTS]
+
+    def load(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        return assemble(spec, read_gguf(Path(source.weight_files[0]), spec), dtype)
+
+    def make_cache(dtype: torch.dtype) -> KvCache:
+        return KvCache(spec, num_blocks=NUM_BLOCKS, block_size=16, dtype=dtype)
+
+    def logits(model: StepModel) -> torch.Tensor:
+        return torch.cat(logits_of(model, spec, prompts, [64]))
+
+    with torch.inference_mode():
+        exact, plain = (
+            logits(TorchModel(Decoder(spec, load(dtype), max_len=2048), make_cache(dtype)))
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    weights, cache = load(torch.bfloat16), make_cache(torch.bfloat16)
+    native = logits(NativeModel(NativeDecoder(spec, weights, cache, library, max_len=2048)))
+
+    assert relative_error(native, exact) < relative_error(plain, exact)
+    assert (native.argmax(-1) == plain.argmax(-1)).float().mean() > 0.95
+    assert (native.argmax(-1) == exact.argmax(-1)).float().mean() > 0.97

@@ -34,13 +34,18 @@ class BuildError(Exception):
     """The sources cannot be compiled here; the message says why."""
 
 
+class FolderError(BuildError):
+    """The folder for the result cannot be written."""
+
+
 def build(folder: Path) -> Path:
     """Return the compiled library, from `folder` if it was compiled before.
 
     Safe for several processes at once: each compiles into a file of its own and renames it.
 
     Raises:
-        BuildError: there is no compiler, it fails, or the folder cannot be written.
+        FolderError: `folder` cannot be written.
+        BuildError: there is no compiler, or it fails.
     """
     compiler = find_compiler()
     target = folder / f"cpu-{fingerprint(compiler)}.so"
@@ -54,7 +59,7 @@ def build(folder: Path) -> Path:
             _compile(compiler, output)
             output.replace(target)
     except OSError as error:
-        raise BuildError(f"{folder}: {error.strerror or error}") from error
+        raise FolderError(f"{folder}: {error.strerror or error}") from error
     logger.info(
         "CPU kernels compiled path=%s duration_s=%.1f", target, time.perf_counter() - started_at
     )

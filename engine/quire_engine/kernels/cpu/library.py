@@ -3,12 +3,13 @@
 import ctypes
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
-from quire_engine.kernels.cpu.build import BuildError, build
+from quire_engine.kernels.cpu.build import BuildError, FolderError, build
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class Library:
         for name, (result, arguments) in FUNCTIONS.items():
             function = getattr(self._functions, name)
             function.restype, function.argtypes = result, arguments
+        self._pid = os.getpid()
         self._pool = self._functions.quire_pool_create(num_threads)
         if not self._pool:
             raise MemoryError("no memory for the pool of threads")
@@ -154,9 +156,10 @@ class Library:
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool:
-            self._functions.quire_pool_destroy(self._pool)
-            self._pool = None
+        pool, self._pool = self._pool, None
+        # The threads of a forked process stayed with its parent.
+        if pool and os.getpid() == self._pid:
+            self._functions.quire_pool_destroy(pool)
 
     def __del__(self) -> None:
         if getattr(self, "_pool", None):
@@ -166,13 +169,28 @@ class Library:
 def load_library(num_threads: int) -> Library | None:
     """Compile and load the kernels; None, and one line in the log, where that fails."""
     try:
-        return Library(build(cache_folder()), num_threads)
+        return _load(num_threads)
     except (BuildError, OSError) as error:
         logger.warning("no native CPU kernels, torch computes instead reason=%s", error)
     return None
 
 
-def cache_folder() -> Path:
-    """Return where compiled kernels are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "quire" / "kernels"
+def _load(num_threads: int) -> Library:
+    folder = cache_folder()
+    if folder is not None:
+        try:
+            return Library(build(folder), num_threads)
+        except FolderError as error:
+            logger.info("CPU kernels are not kept reason=%s", error)
+    with tempfile.TemporaryDirectory(prefix="quire-kernels-") as scratch:
+        return Library(build(Path(scratch)), num_threads)
+
+
+def cache_folder() -> Path | None:
+    """Return where compiled kernels are kept, None for a user without a home."""
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "quire" / "kernels"
+    try:
+        return Path.home() / ".cache" / "quire" / "kernels"
+    except RuntimeError:
+        return None

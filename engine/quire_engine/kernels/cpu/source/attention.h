@@ -54,28 +54,55 @@ typedef struct {
     int num_rows, head_dim;
 } tile;
 
-/* Scores of some rows against 16 keys whose pairs are `stride` apart. */
-INLINE void score_rows(tile *w, int row, const uint32_t *keys, int64_t stride, int at, const int num) {
-    __m512 s[8];
+/* Where the keys of a span are: pairs `stride` apart, 16 keys side by side, in groups. */
+typedef struct {
+    const uint32_t *groups[SPAN / LANES];
+    int64_t stride;
+    int first, num_groups; /* the first group's place in the span */
+} span_keys;
+
+/* Scores of some rows against some groups; enough of both hide how long a product takes. */
+INLINE void score_rows(tile *w, int row, const span_keys *k, int group, const int rows, const int groups) {
+    __m512 s[6][4];
     const int pairs = w->head_dim / 2;
     const int32_t *q = (const int32_t *)w->q + row * pairs;
-#pragma GCC unroll 8
-    for (int r = 0; r < num; r++) s[r] = _mm512_setzero_ps();
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++) s[r][g] = _mm512_setzero_ps();
     for (int pair = 0; pair < pairs; pair++) {
-        __m512i k = _mm512_loadu_si512(keys + pair * stride);
-#pragma GCC unroll 8
-        for (int r = 0; r < num; r++) s[r] = dot_pairs(s[r], _mm512_set1_epi32(q[r * pairs + pair]), k);
+        __m512i keys[4];
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++)
+            keys[g] = _mm512_loadu_si512(k->groups[group + g] + pair * k->stride);
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++) {
+            __m512i both = _mm512_set1_epi32(q[r * pairs + pair]);
+#pragma GCC unroll 4
+            for (int g = 0; g < groups; g++) s[r][g] = dot_pairs(s[r][g], both, keys[g]);
+        }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < num; r++) _mm512_store_ps(w->scores + (row + r) * SPAN + at, s[r]);
+    float *to = w->scores + row * SPAN + (k->first + group) * LANES;
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++) _mm512_store_ps(to + r * SPAN + g * LANES, s[r][g]);
 }
 
-static void score(tile *w, const uint32_t *keys, int64_t stride, int at) {
-    int row = 0;
-    for (; row + 8 <= w->num_rows; row += 8) score_rows(w, row, keys, stride, at, 8);
-    if (row + 4 <= w->num_rows) score_rows(w, row, keys, stride, at, 4), row += 4;
-    if (row + 3 <= w->num_rows) score_rows(w, row, keys, stride, at, 3), row += 3;
-    for (; row < w->num_rows; row++) score_rows(w, row, keys, stride, at, 1);
+static void score(tile *w, const span_keys *k) {
+    int row = 0, group;
+    for (; row + 6 <= w->num_rows; row += 6) {
+        for (group = 0; group + 2 <= k->num_groups; group += 2) score_rows(w, row, k, group, 6, 2);
+        if (group < k->num_groups) score_rows(w, row, k, group, 6, 1);
+    }
+    for (; row + 3 <= w->num_rows; row += 3) {
+        for (group = 0; group + 4 <= k->num_groups; group += 4) score_rows(w, row, k, group, 3, 4);
+        for (; group < k->num_groups; group++) score_rows(w, row, k, group, 3, 1);
+    }
+    for (; row < w->num_rows; row++) {
+        for (group = 0; group + 4 <= k->num_groups; group += 4) score_rows(w, row, k, group, 1, 4);
+        for (; group < k->num_groups; group++) score_rows(w, row, k, group, 1, 1);
+    }
 }
 
 /* Turn a row's scores of keys first to end - 1, multiples of 16, into weights. */
@@ -158,23 +185,39 @@ static void add_values(tile *w, int at, int num_keys) {
 
 /* Widen the values of 16 keys; those from `end` on do not exist and count as zeros. */
 static void widen_values(float *to, const bf16 *from, int64_t first, int64_t end, int head_dim) {
-    for (int i = 0; i < LANES; i++)
-        for (int d = 0; d < head_dim; d += LANES) {
-            __mmask16 exists = first + i < end ? 0xffff : 0;
-            _mm512_storeu_ps(to + i * head_dim + d, load_bf16(from + i * head_dim + d, exists));
-        }
+    int num = end - first < LANES ? (int)(end - first) : LANES;
+    for (int i = 0; i < num * head_dim; i += LANES)
+        _mm512_storeu_ps(to + i, widen(_mm256_loadu_si256((const __m256i *)(from + i))));
+    __builtin_memset(to + num * head_dim, 0, (size_t)((LANES - num) * head_dim) * sizeof(float));
 }
 
-/* Everything that a tile has to do with keys first to end - 1; they lie in one span. */
-static void attend_span(tile *w, const attention_task *t, const chunk *c, int64_t head, int64_t first,
-                        int64_t end) {
+/* Ask for the keys and values of the span from `first` on, before their turn comes. */
+static void fetch_span(const attention_task *t, const chunk *c, int64_t head, int64_t first, int64_t last) {
     const int64_t size = t->block_size, D = t->head_dim;
-    int64_t padded_end = (end + LANES - 1) / LANES * LANES;
+    int64_t end = first + SPAN < last ? first + SPAN : last;
+    for (int64_t key = first; key < end; key += size) {
+        int64_t at = (c->blocks[key / size] * t->num_kv_heads + head) * size * D;
+        for (int64_t i = 0; i < size * D; i += 64 / (int64_t)sizeof(bf16)) {
+            _mm_prefetch((const char *)(t->keys + at + i), _MM_HINT_T1);
+            _mm_prefetch((const char *)(t->values + at + i), _MM_HINT_T1);
+        }
+    }
+}
+
+/* Everything that a tile has to do with keys first to end - 1; they lie in one span. `last` is
+ * where the tile's keys end. */
+static void attend_span(tile *w, const attention_task *t, const chunk *c, int64_t head, int64_t first,
+                        int64_t end, int64_t last) {
+    const int64_t size = t->block_size, D = t->head_dim;
+    const int64_t padded_end = (end + LANES - 1) / LANES * LANES;
+    span_keys k = {.stride = size, .first = (int)(first % SPAN / LANES)};
+    fetch_span(t, c, head, padded_end, last);
     for (int64_t key = first; key < padded_end; key += LANES) {
         int64_t line = c->blocks[key / size] * t->num_kv_heads + head, slot = key % size;
-        score(w, (const uint32_t *)(t->keys + line * size * D) + slot, size, (int)(key % SPAN));
+        k.groups[k.num_groups++] = (const uint32_t *)(t->keys + line * size * D) + slot;
         widen_values(w->values + (key - first) * D, t->values + (line * size + slot) * D, key, end, (int)D);
     }
+    score(w, &k);
     for (int row = 0; row < w->num_rows; row++) {
         int64_t oldest = t->window ? w->position[row] - t->window + 1 : 0;
         if (w->position[row] < first || oldest >= padded_end)
@@ -208,7 +251,7 @@ static void finish_tile(const tile *w, const attention_task *t, const chunk *c, 
         bf16 *to = t->out + (line * t->num_heads + head * group + row % group) * D;
         __m512 share = _mm512_set1_ps(1.0f / w->total[row]);
         for (int d = 0; d < D; d += LANES)
-            store_bf16(to + d, 0xffff, _mm512_mul_ps(_mm512_loadu_ps(w->sums + row * D + d), share));
+            store_bf16(to + d, ALL_LANES, _mm512_mul_ps(_mm512_loadu_ps(w->sums + row * D + d), share));
     }
 }
 
@@ -224,7 +267,7 @@ static void attention_chunks(void *argument, int first_item, int last_item) {
         if (t->window && w.position[0] >= t->window) oldest = w.position[0] - t->window + 1;
         for (int64_t key = oldest / LANES * LANES; key < end;) {
             int64_t next = (key / SPAN + 1) * SPAN;
-            attend_span(&w, t, c, head, key, next < end ? next : end);
+            attend_span(&w, t, c, head, key, next < end ? next : end, end);
             key = next;
         }
         finish_tile(&w, t, c, token, head);

@@ -58,11 +58,11 @@ INLINE void finish_row(const linear *layer, void *y, int64_t block, __m512 low, 
     __mmask16 low_mask = lanes_left(layer->num_outputs, at);
     __mmask16 high_mask = layer->num_outputs > at + LANES ? lanes_left(layer->num_outputs, at + LANES) : 0;
     if (layer->follow_up == ADD) {
-        low = _mm512_add_ps(low, _mm512_maskz_loadu_ps(low_mask, to));
-        high = _mm512_add_ps(high, _mm512_maskz_loadu_ps(high_mask, to + LANES));
+        low = _mm512_add_ps(low, load_float(to, low_mask));
+        high = _mm512_add_ps(high, load_float(to + LANES, high_mask));
     }
-    _mm512_mask_storeu_ps(to, low_mask, low);
-    _mm512_mask_storeu_ps(to + LANES, high_mask, high);
+    store_float(to, low_mask, low);
+    store_float(to + LANES, high_mask, high);
 }
 
 /* One block of outputs for some rows; num_rows is known to the compiler, the sums are registers. */
@@ -142,11 +142,11 @@ static void linear_chunks(void *argument, int first, int last) {
         multiply_tile(t, 0, t->num_rows, first, last);
         return;
     }
-    for (int chunk = first; chunk < last; chunk++) {
-        int64_t tile = chunk % t->num_row_tiles, block = chunk / t->num_row_tiles * TILE_BLOCKS;
+    for (int i = first; i < last; i++) {
+        int64_t rows = i % t->num_row_tiles, block = i / t->num_row_tiles * TILE_BLOCKS;
         int64_t end = block + TILE_BLOCKS < t->num_blocks ? block + TILE_BLOCKS : t->num_blocks;
-        multiply_tile(t, cut(t->num_rows, t->num_row_tiles, tile),
-                      cut(t->num_rows, t->num_row_tiles, tile + 1), block, end);
+        multiply_tile(t, cut(t->num_rows, t->num_row_tiles, rows),
+                      cut(t->num_rows, t->num_row_tiles, rows + 1), block, end);
     }
 }
 

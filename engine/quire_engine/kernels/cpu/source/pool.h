@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -129,6 +130,15 @@ static void pool_destroy(pool *p) {
     free(p);
 }
 
+/* Start so many workers, or as many as the system allows. */
+static void pool_start(pool *p, int num_workers) {
+    p->num_threads = num_workers + 1; /* a worker may look at it as soon as it runs */
+    int started = 0;
+    while (started < num_workers && pthread_create(&p->workers[started], NULL, pool_worker, p) == 0)
+        started++;
+    p->num_threads = started + 1;
+}
+
 /* Return a pool of num_threads, the caller's included, or NULL. */
 static pool *pool_create(int num_threads) {
     pool *p = aligned_alloc(64, sizeof(pool));
@@ -139,10 +149,11 @@ static pool *pool_create(int num_threads) {
         free(p);
         return NULL;
     }
-    int started = 0;
-    while (started < num_threads - 1 &&
-           pthread_create(&p->workers[started], NULL, pool_worker, p) == 0)
-        started++;
-    p->num_threads = started + 1;
+    /* Signals are for the threads that Python knows. */
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pool_start(p, num_threads - 1);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return p;
 }

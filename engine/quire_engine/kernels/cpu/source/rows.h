@@ -14,7 +14,7 @@
 INLINE float norm_factor(const float *x, int64_t size, float eps) {
     __m512 squares = _mm512_setzero_ps();
     for (int64_t i = 0; i < size; i += LANES) {
-        __m512 v = _mm512_maskz_loadu_ps(lanes_left(size, i), x + i);
+        __m512 v = load_float(x + i, lanes_left(size, i));
         squares = _mm512_fmadd_ps(v, v, squares);
     }
     return 1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)size + eps);
@@ -25,8 +25,8 @@ INLINE void norm_row(const float *x, const float *weight, int64_t size, float ep
     __m512 factor = _mm512_set1_ps(norm_factor(x, size, eps));
     for (int64_t i = 0; i < size; i += LANES) {
         __mmask16 mask = lanes_left(size, i);
-        __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), factor);
-        store_bf16(y + i, mask, _mm512_mul_ps(v, _mm512_maskz_loadu_ps(mask, weight + i)));
+        __m512 v = _mm512_mul_ps(load_float(x + i, mask), factor);
+        store_bf16(y + i, mask, _mm512_mul_ps(v, load_float(weight + i, mask)));
     }
 }
 
@@ -81,14 +81,14 @@ static void turn_head(const store_task *t, const float *x, const float *norm, in
     }
     for (int64_t d = 0; d < half; d += LANES) {
         __mmask16 mask = lanes_left(half, d);
-        __m512 low = _mm512_maskz_loadu_ps(mask, x + d), high = _mm512_maskz_loadu_ps(mask, x + half + d);
+        __m512 low = load_float(x + d, mask), high = load_float(x + half + d, mask);
         /* The table's first half holds minus the sine. */
-        __m512 c = _mm512_maskz_loadu_ps(mask, cos + d), s = _mm512_maskz_loadu_ps(mask, sin + d);
+        __m512 c = load_float(cos + d, mask), s = load_float(sin + d, mask);
         store_bf16(y + d, mask, _mm512_fmadd_ps(high, s, _mm512_mul_ps(low, c)));
         store_bf16(y + half + d, mask, _mm512_fnmadd_ps(low, s, _mm512_mul_ps(high, c)));
     }
     for (int64_t d = t->rotary_dim; d < D; d += LANES)
-        store_bf16(y + d, lanes_left(D, d), _mm512_maskz_loadu_ps(lanes_left(D, d), x + d));
+        store_bf16(y + d, lanes_left(D, d), load_float(x + d, lanes_left(D, d)));
 }
 
 static void store_line(const store_task *t, int64_t line) {
@@ -107,7 +107,7 @@ static void store_line(const store_task *t, int64_t line) {
             __builtin_memcpy(t->keys + block + d * size + 2 * slot, key + d, 2 * sizeof(bf16));
         const float *value = heads + (t->num_heads + N + n) * D;
         for (int64_t d = 0; d < D; d += LANES)
-            store_bf16(t->values + block + slot * D + d, 0xffff, _mm512_loadu_ps(value + d));
+            store_bf16(t->values + block + slot * D + d, ALL_LANES, _mm512_loadu_ps(value + d));
     }
 }
 
@@ -133,7 +133,7 @@ static void embed_chunks(void *argument, int first, int last) {
         const bf16 *from = t->embedding + c->token_ids[c->start + line - c->first_line] * t->size;
         for (int64_t i = 0; i < t->size; i += LANES) {
             __mmask16 mask = lanes_left(t->size, i);
-            _mm512_mask_storeu_ps(t->x + line * t->size + i, mask, load_bf16(from + i, mask));
+            store_float(t->x + line * t->size + i, mask, load_bf16(from + i, mask));
         }
     }
 }

@@ -19,12 +19,27 @@ INLINE __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
+#define ALL_LANES ((__mmask16)0xffff)
+
+/* Loads and stores under a mask are slow where this code runs, and nearly all vectors are full. */
 INLINE __m512 load_bf16(const bf16 *at, __mmask16 mask) {
+    if (mask == ALL_LANES) return widen(_mm256_loadu_si256((const __m256i *)at));
     return widen(_mm256_maskz_loadu_epi16(mask, at));
 }
 
 INLINE void store_bf16(bf16 *at, __mmask16 mask, __m512 x) {
-    _mm256_mask_storeu_epi16(at, mask, (__m256i)_mm512_cvtneps_pbh(x));
+    __m256i narrow = (__m256i)_mm512_cvtneps_pbh(x);
+    if (mask == ALL_LANES) _mm256_storeu_si256((__m256i *)at, narrow);
+    else _mm256_mask_storeu_epi16(at, mask, narrow);
+}
+
+INLINE __m512 load_float(const float *at, __mmask16 mask) {
+    return mask == ALL_LANES ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(mask, at);
+}
+
+INLINE void store_float(float *at, __mmask16 mask, __m512 x) {
+    if (mask == ALL_LANES) _mm512_storeu_ps(at, x);
+    else _mm512_mask_storeu_ps(at, mask, x);
 }
 
 /* Pairs of bfloat16, multiplied and added to float32. */
