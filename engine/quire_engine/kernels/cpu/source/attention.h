@@ -191,27 +191,12 @@ static void widen_values(float *to, const bf16 *from, int64_t first, int64_t end
     __builtin_memset(to + num * head_dim, 0, (size_t)((LANES - num) * head_dim) * sizeof(float));
 }
 
-/* Ask for the keys and values of the span from `first` on, before their turn comes. */
-static void fetch_span(const attention_task *t, const chunk *c, int64_t head, int64_t first, int64_t last) {
-    const int64_t size = t->block_size, D = t->head_dim;
-    int64_t end = first + SPAN < last ? first + SPAN : last;
-    for (int64_t key = first; key < end; key += size) {
-        int64_t at = (c->blocks[key / size] * t->num_kv_heads + head) * size * D;
-        for (int64_t i = 0; i < size * D; i += 64 / (int64_t)sizeof(bf16)) {
-            _mm_prefetch((const char *)(t->keys + at + i), _MM_HINT_T1);
-            _mm_prefetch((const char *)(t->values + at + i), _MM_HINT_T1);
-        }
-    }
-}
-
-/* Everything that a tile has to do with keys first to end - 1; they lie in one span. `last` is
- * where the tile's keys end. */
+/* Everything that a tile has to do with keys first to end - 1; they lie in one span. */
 static void attend_span(tile *w, const attention_task *t, const chunk *c, int64_t head, int64_t first,
-                        int64_t end, int64_t last) {
+                        int64_t end) {
     const int64_t size = t->block_size, D = t->head_dim;
     const int64_t padded_end = (end + LANES - 1) / LANES * LANES;
     span_keys k = {.stride = size, .first = (int)(first % SPAN / LANES)};
-    fetch_span(t, c, head, padded_end, last);
     for (int64_t key = first; key < padded_end; key += LANES) {
         int64_t line = c->blocks[key / size] * t->num_kv_heads + head, slot = key % size;
         k.groups[k.num_groups++] = (const uint32_t *)(t->keys + line * size * D) + slot;
@@ -267,7 +252,7 @@ static void attention_chunks(void *argument, int first_item, int last_item) {
         if (t->window && w.position[0] >= t->window) oldest = w.position[0] - t->window + 1;
         for (int64_t key = oldest / LANES * LANES; key < end;) {
             int64_t next = (key / SPAN + 1) * SPAN;
-            attend_span(&w, t, c, head, key, next < end ? next : end, end);
+            attend_span(&w, t, c, head, key, next < end ? next : end);
             key = next;
         }
         finish_tile(&w, t, c, token, head);
