@@ -179,6 +179,7 @@ class NativeDecoder:
         self._scratch = Scratch(spec)
         self._logits_BV = torch.empty(0, spec.vocab_size)
         assert not weights, f"weights that nothing uses: {', '.join(weights)}"
+        library.trim()
 
     def forward(self, chunks: Sequence[NativeChunk]) -> None:
         """Compute a step's tokens, at lines one after the other from 0 on."""

@@ -95,6 +95,7 @@ class ScratchStruct(ctypes.Structure):
 FUNCTIONS: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "quire_pool_create": (c_void_p, (c_int,)),
     "quire_pool_destroy": (None, (c_void_p,)),
+    "quire_trim": (None, ()),
     "quire_pack": (None, (c_void_p, c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "quire_linear": (
         None,
@@ -137,6 +138,10 @@ class Library:
     ) -> None:
         """Lay out the weight at an address as the kernels want it, at another."""
         self._functions.quire_pack(self._pool, weight, num_outputs, num_inputs, gated, packed)
+
+    def trim(self) -> None:
+        """Give memory that was freed back to the system."""
+        self._functions.quire_trim()
 
     def linear(self, linear: LinearStruct, x: int, num_rows: int, y: int, y_stride: int) -> None:
         """Run one linear by itself."""

@@ -62,7 +62,8 @@ typedef struct {
 } span_keys;
 
 /* Scores of some rows against some groups; enough of both hide how long a product takes. */
-INLINE void score_rows(tile *w, int row, const span_keys *k, int group, const int rows, const int groups) {
+INLINE void score_rows(tile *w, int row, const span_keys *k, int group, const int rows,
+                       const int groups) {
     __m512 s[6][4];
     const int pairs = w->head_dim / 2;
     const int32_t *q = (const int32_t *)w->q + row * pairs;
@@ -140,11 +141,13 @@ static void weigh_row(tile *w, int row, const attention_task *t, int64_t first, 
     if (shrink == 1.0f) return;
     float *sums = w->sums + row * w->head_dim;
     for (int d = 0; d < w->head_dim; d += LANES)
-        _mm512_storeu_ps(sums + d, _mm512_mul_ps(_mm512_loadu_ps(sums + d), _mm512_set1_ps(shrink)));
+        _mm512_storeu_ps(sums + d,
+                         _mm512_mul_ps(_mm512_loadu_ps(sums + d), _mm512_set1_ps(shrink)));
 }
 
 /* Add weighted values to 4 rows or 1, and 16 * num_vectors columns. */
-INLINE void add_rows(tile *w, int row, int column, int at, int num_keys, const int rows, const int num_vectors) {
+INLINE void add_rows(tile *w, int row, int column, int at, int num_keys, const int rows,
+                     const int num_vectors) {
     __m512 sums[4][4];
     const int D = w->head_dim;
     float *to = w->sums + row * D + column;
@@ -159,8 +162,8 @@ INLINE void add_rows(tile *w, int row, int column, int at, int num_keys, const i
             __m512 weight = _mm512_set1_ps(weights[r * SPAN + key]);
 #pragma GCC unroll 4
             for (int v = 0; v < num_vectors; v++)
-                sums[r][v] = _mm512_fmadd_ps(
-                    weight, _mm512_loadu_ps(values + key * D + v * LANES), sums[r][v]);
+                sums[r][v] = _mm512_fmadd_ps(weight, _mm512_loadu_ps(values + key * D + v * LANES),
+                                             sums[r][v]);
         }
     }
 #pragma GCC unroll 4
@@ -173,12 +176,16 @@ static void add_values(tile *w, int at, int num_keys) {
     for (int column = 0; column < w->head_dim;) {
         int wide = column + 4 * LANES <= w->head_dim, row = 0;
         for (; row + 4 <= w->num_rows; row += 4)
-            if (wide) add_rows(w, row, column, at, num_keys, 4, 4);
-            else add_rows(w, row, column, at, num_keys, 4, 1);
+            if (wide)
+                add_rows(w, row, column, at, num_keys, 4, 4);
+            else
+                add_rows(w, row, column, at, num_keys, 4, 1);
         if (row + 3 <= w->num_rows && wide) add_rows(w, row, column, at, num_keys, 3, 4), row += 3;
         for (; row < w->num_rows; row++)
-            if (wide) add_rows(w, row, column, at, num_keys, 1, 4);
-            else add_rows(w, row, column, at, num_keys, 1, 1);
+            if (wide)
+                add_rows(w, row, column, at, num_keys, 1, 4);
+            else
+                add_rows(w, row, column, at, num_keys, 1, 1);
         column += wide ? 4 * LANES : LANES;
     }
 }
@@ -192,30 +199,34 @@ static void widen_values(float *to, const bf16 *from, int64_t first, int64_t end
 }
 
 /* Everything that a tile has to do with keys first to end - 1; they lie in one span. */
-static void attend_span(tile *w, const attention_task *t, const chunk *c, int64_t head, int64_t first,
-                        int64_t end) {
+static void attend_span(tile *w, const attention_task *t, const chunk *c, int64_t head,
+                        int64_t first, int64_t end) {
     const int64_t size = t->block_size, D = t->head_dim;
     const int64_t padded_end = (end + LANES - 1) / LANES * LANES;
     span_keys k = {.stride = size, .first = (int)(first % SPAN / LANES)};
     for (int64_t key = first; key < padded_end; key += LANES) {
         int64_t line = c->blocks[key / size] * t->num_kv_heads + head, slot = key % size;
         k.groups[k.num_groups++] = (const uint32_t *)(t->keys + line * size * D) + slot;
-        widen_values(w->values + (key - first) * D, t->values + (line * size + slot) * D, key, end, (int)D);
+        widen_values(w->values + (key - first) * D, t->values + (line * size + slot) * D, key, end,
+                     (int)D);
     }
     score(w, &k);
     for (int row = 0; row < w->num_rows; row++) {
         int64_t oldest = t->window ? w->position[row] - t->window + 1 : 0;
         if (w->position[row] < first || oldest >= padded_end)
-            for (int64_t key = first; key < padded_end; key++) w->scores[row * SPAN + key % SPAN] = 0;
+            for (int64_t key = first; key < padded_end; key++)
+                w->scores[row * SPAN + key % SPAN] = 0;
         else
             weigh_row(w, row, t, first, padded_end);
     }
     add_values(w, (int)(first % SPAN), (int)(padded_end - first));
 }
 
-static void start_tile(tile *w, const attention_task *t, const chunk *c, int64_t token, int64_t head) {
+static void start_tile(tile *w, const attention_task *t, const chunk *c, int64_t token,
+                       int64_t head) {
     const int group = (int)(t->num_heads / t->num_kv_heads), D = (int)t->head_dim;
-    int64_t num_tokens = c->num_tokens - token < t->tile_tokens ? c->num_tokens - token : t->tile_tokens;
+    int64_t num_tokens =
+        c->num_tokens - token < t->tile_tokens ? c->num_tokens - token : t->tile_tokens;
     w->num_rows = (int)num_tokens * group;
     w->head_dim = D;
     for (int row = 0; row < w->num_rows; row++) {
@@ -229,14 +240,16 @@ static void start_tile(tile *w, const attention_task *t, const chunk *c, int64_t
     __builtin_memset(w->sums, 0, (size_t)(w->num_rows * D) * sizeof(float));
 }
 
-static void finish_tile(const tile *w, const attention_task *t, const chunk *c, int64_t token, int64_t head) {
+static void finish_tile(const tile *w, const attention_task *t, const chunk *c, int64_t token,
+                        int64_t head) {
     const int group = (int)(t->num_heads / t->num_kv_heads), D = (int)t->head_dim;
     for (int row = 0; row < w->num_rows; row++) {
         int64_t line = c->first_line + token + row / group;
         bf16 *to = t->out + (line * t->num_heads + head * group + row % group) * D;
         __m512 share = _mm512_set1_ps(1.0f / w->total[row]);
         for (int d = 0; d < D; d += LANES)
-            store_bf16(to + d, ALL_LANES, _mm512_mul_ps(_mm512_loadu_ps(w->sums + row * D + d), share));
+            store_bf16(to + d, ALL_LANES,
+                       _mm512_mul_ps(_mm512_loadu_ps(w->sums + row * D + d), share));
     }
 }
 

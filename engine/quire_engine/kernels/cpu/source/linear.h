@@ -21,14 +21,14 @@
 #define AHEAD 4096
 
 enum follow_up {
-    STORE,    /* y = product, float32 */
-    ADD,      /* y += product, float32 */
-    GATED,    /* y = silu(gate) * up, bfloat16; a block is 16 gates and their 16 ups */
+    STORE, /* y = product, float32 */
+    ADD,   /* y += product, float32 */
+    GATED, /* y = silu(gate) * up, bfloat16; a block is 16 gates and their 16 ups */
 };
 
 typedef struct {
     const uint32_t *weights;
-    const float *bias; /* in the order of the blocks, padded to whole ones; NULL: none */
+    const float *bias;   /* in the order of the blocks, padded to whole ones; NULL: none */
     int64_t num_outputs; /* gates and ups both count */
     int64_t num_pairs;
     int64_t follow_up;
@@ -56,7 +56,8 @@ INLINE void finish_row(const linear *layer, void *y, int64_t block, __m512 low, 
     int64_t at = block * BLOCK;
     float *to = (float *)y + at;
     __mmask16 low_mask = lanes_left(layer->num_outputs, at);
-    __mmask16 high_mask = layer->num_outputs > at + LANES ? lanes_left(layer->num_outputs, at + LANES) : 0;
+    __mmask16 high_mask =
+        layer->num_outputs > at + LANES ? lanes_left(layer->num_outputs, at + LANES) : 0;
     if (layer->follow_up == ADD) {
         low = _mm512_add_ps(low, load_float(to, low_mask));
         high = _mm512_add_ps(high, load_float(to + LANES, high_mask));
@@ -117,7 +118,8 @@ INLINE int64_t cut(int64_t num_rows, int64_t num_parts, int64_t index) {
     return num_rows * index / num_parts;
 }
 
-static void multiply_tile(const linear_task *t, int64_t row, int64_t end, int64_t block, int64_t last) {
+static void multiply_tile(const linear_task *t, int64_t row, int64_t end, int64_t block,
+                          int64_t last) {
     int64_t num_parts = (end - row + MAX_ROWS - 1) / MAX_ROWS;
     if (num_parts > 4) {
         for (int64_t part = 0; part < num_parts; part++) {
@@ -152,8 +154,12 @@ static void linear_chunks(void *argument, int first, int last) {
 
 static void run_linear(pool *p, const linear *layer, const bf16 *x, int64_t num_rows, void *y,
                        int64_t y_stride) {
-    linear_task t = {.layer = layer, .x = x, .y = y, .num_rows = num_rows,
-                     .x_stride = 2 * layer->num_pairs, .y_stride = y_stride};
+    linear_task t = {.layer = layer,
+                     .x = x,
+                     .y = y,
+                     .num_rows = num_rows,
+                     .x_stride = 2 * layer->num_pairs,
+                     .y_stride = y_stride};
     t.num_blocks = (layer->num_outputs + BLOCK - 1) / BLOCK;
     t.num_row_tiles = (num_rows + TILE_ROWS - 1) / TILE_ROWS;
     int64_t num_chunks = t.num_blocks;

@@ -59,8 +59,8 @@ static int pool_work(pool *p) {
         if (first >= limit) return 0;
         count = (limit - first) / (2 * p->num_threads);
         if (count < 1) count = 1;
-    } while (!atomic_compare_exchange_weak_explicit(
-        &p->ticket, &ticket, ticket + (uint64_t)count, memory_order_acquire, memory_order_acquire));
+    } while (!atomic_compare_exchange_weak_explicit(&p->ticket, &ticket, ticket + (uint64_t)count,
+                                                    memory_order_acquire, memory_order_acquire));
     p->task(p->argument, first, first + count);
     uint32_t done = atomic_fetch_add(&p->num_done, (uint32_t)count) + (uint32_t)count;
     if (done == (uint32_t)limit && atomic_load(&p->leader_sleeps)) futex_wake(&p->num_done);
@@ -112,8 +112,10 @@ static void pool_run(pool *p, pool_task task, void *argument, int num_chunks) {
     p->task = task;
     p->argument = argument;
     atomic_store_explicit(&p->num_done, 0, memory_order_relaxed);
-    uint64_t number = (atomic_load_explicit(&p->ticket, memory_order_relaxed) >> 2 * POOL_CHUNK_BITS) + 1;
-    atomic_store(&p->ticket, number << 2 * POOL_CHUNK_BITS | (uint64_t)num_chunks << POOL_CHUNK_BITS);
+    uint64_t number =
+        (atomic_load_explicit(&p->ticket, memory_order_relaxed) >> 2 * POOL_CHUNK_BITS) + 1;
+    atomic_store(&p->ticket,
+                 number << 2 * POOL_CHUNK_BITS | (uint64_t)num_chunks << POOL_CHUNK_BITS);
     atomic_fetch_add(&p->signal, 1);
     if (atomic_load(&p->num_sleeping)) futex_wake(&p->signal);
     while (pool_work(p)) {

@@ -31,7 +31,7 @@ INLINE void norm_row(const float *x, const float *weight, int64_t size, float ep
 }
 
 typedef struct {
-    const float *x; /* (lines, E) */
+    const float *x;       /* (lines, E) */
     const int64_t *lines; /* which; NULL: all in order */
     const float *weight;
     bf16 *y;
@@ -99,7 +99,8 @@ static void store_line(const store_task *t, int64_t line) {
     _Alignas(64) float scratch[MAX_HEAD_DIM];
     _Alignas(64) bf16 key[MAX_HEAD_DIM];
     for (int64_t h = 0; h < t->num_heads; h++)
-        turn_head(t, heads + h * D, t->q_norm, position, scratch, t->queries + (line * t->num_heads + h) * D);
+        turn_head(t, heads + h * D, t->q_norm, position, scratch,
+                  t->queries + (line * t->num_heads + h) * D);
     for (int64_t n = 0; n < N; n++) {
         int64_t block = (c->blocks[position / size] * N + n) * size * D;
         turn_head(t, heads + (t->num_heads + n) * D, t->k_norm, position, scratch, key);

@@ -29,8 +29,10 @@ INLINE __m512 load_bf16(const bf16 *at, __mmask16 mask) {
 
 INLINE void store_bf16(bf16 *at, __mmask16 mask, __m512 x) {
     __m256i narrow = (__m256i)_mm512_cvtneps_pbh(x);
-    if (mask == ALL_LANES) _mm256_storeu_si256((__m256i *)at, narrow);
-    else _mm256_mask_storeu_epi16(at, mask, narrow);
+    if (mask == ALL_LANES)
+        _mm256_storeu_si256((__m256i *)at, narrow);
+    else
+        _mm256_mask_storeu_epi16(at, mask, narrow);
 }
 
 INLINE __m512 load_float(const float *at, __mmask16 mask) {
@@ -38,8 +40,10 @@ INLINE __m512 load_float(const float *at, __mmask16 mask) {
 }
 
 INLINE void store_float(float *at, __mmask16 mask, __m512 x) {
-    if (mask == ALL_LANES) _mm512_storeu_ps(at, x);
-    else _mm512_mask_storeu_ps(at, mask, x);
+    if (mask == ALL_LANES)
+        _mm512_storeu_ps(at, x);
+    else
+        _mm512_mask_storeu_ps(at, mask, x);
 }
 
 /* Pairs of bfloat16, multiplied and added to float32. */
