@@ -101,7 +101,7 @@ def peak_tokens_per_s(results: Sequence[BenchResult]) -> float:
         return 0.0
     started_at = min(result.start_time for result in results)
     arrivals = np.concatenate([_arrivals(result) - started_at for result in results])
-    return float(np.bincount(arrivals.astype(int)).max())
+    return float(np.max(np.bincount(arrivals.astype(int))))
 
 
 def peak_concurrency(results: Sequence[BenchResult]) -> int:
