@@ -9,8 +9,7 @@ from quire.llm_options import engine_config
 from quire.offline import OfflineEngine, OfflineRequest
 from quire.progress import progress_bar
 from quire.prompts import Prompt, PromptLike, parse_prompts
-from quire_engine.config import EngineConfig
-from quire_engine.core.engine_core import EngineCore, default_max_num_batched_tokens
+from quire_engine.core.engine_core import EngineCore
 from quire_engine.errors import ConfigError, InvalidRequestError, QuireError
 from quire_engine.frontend.processor import Processor
 from quire_engine.frontend.tokenizer import Tokenizer
@@ -18,7 +17,6 @@ from quire_engine.frontend.validation import ModelLimits
 from quire_engine.model.source import resolve
 from quire_engine.outputs import RequestOutput
 from quire_engine.rpc.chat_template import ChatTemplate, ChatTemplateError, Message, chat_template
-from quire_engine.runner.plan import ModelRunner
 from quire_engine.sampling_params import SamplingParams
 
 ParamsLike = SamplingParams | Sequence[SamplingParams] | None
@@ -57,7 +55,9 @@ class LLM:
             runner,
             prefix_model=source.name,
             eos_token_ids=frozenset(source.eos_token_ids),
-            max_num_batched_tokens=_max_num_batched_tokens(config, runner),
+            max_num_batched_tokens=config.scheduler.token_budget(
+                str(getattr(runner, "device", "cpu"))
+            ),
         )
         text = None if config.model.skip_tokenizer_init else source.load_tokenizer()
         processor = Processor(
@@ -246,7 +246,3 @@ def _one_each(name: str, values: Any, num_prompts: int, type_: type) -> Sequence
                 f"{name} must be of type {type_.__name__}, got {value!r}", name
             )
     return each
-
-
-def _max_num_batched_tokens(config: EngineConfig, runner: ModelRunner) -> int:
-    return default_max_num_batched_tokens(config, str(getattr(runner, "device", "cpu")))

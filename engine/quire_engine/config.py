@@ -12,6 +12,8 @@ from quire_engine.errors import ConfigError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
+BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Enough to keep a device busy, few enough for decodes not to wait long for prefills."""
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -130,6 +132,11 @@ class SchedulerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
+
+    def token_budget(self, device: str) -> int:
+        """Return the most tokens of a step: as configured, or what suits the kind of device."""
+        kind = "cuda" if device.startswith("cuda") else "cpu"
+        return self.max_num_batched_tokens or BATCHED_TOKENS[kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

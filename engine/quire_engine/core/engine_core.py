@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
 """A runner that fails this many steps one after another will not recover."""
-DEFAULT_BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-"""Enough to keep the device busy, few enough for decodes not to wait long for prefills."""
 
 
 class EngineCore:
@@ -169,9 +167,3 @@ def refusal(seq_id: int, error: RequestError) -> SequenceOutput:
         error=str(error),
         error_kind=type(error).__name__,
     )
-
-
-def default_max_num_batched_tokens(config: EngineConfig, device: str) -> int:
-    """Return the token budget of a step: as configured, or what suits the kind of device."""
-    configured = config.scheduler.max_num_batched_tokens
-    return configured or DEFAULT_BATCHED_TOKENS["cuda" if device.startswith("cuda") else "cpu"]

@@ -22,7 +22,7 @@ import msgspec
 import zmq
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.engine_core import EngineCore, default_max_num_batched_tokens, refusal
+from quire_engine.core.engine_core import EngineCore, refusal
 from quire_engine.core.messages import SequenceOutput, StepOutputs
 from quire_engine.core.wire import (
     HEARTBEAT_S,
@@ -194,7 +194,7 @@ def _build(spec: CoreSpec, link: Link) -> EngineCore | None:
             runner,
             prefix_model=spec.prefix_model,
             eos_token_ids=frozenset(spec.eos_token_ids),
-            max_num_batched_tokens=default_max_num_batched_tokens(spec.config, device),
+            max_num_batched_tokens=spec.config.scheduler.token_budget(device),
         )
     except ConfigError as error:
         link.send(StartFailure(message=str(error), is_config=True))

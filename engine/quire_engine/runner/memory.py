@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from quire_engine.config import EngineConfig
-from quire_engine.core.engine_core import default_max_num_batched_tokens
 from quire_engine.errors import ConfigError
 from quire_engine.model.spec import ModelSpec
 
@@ -78,7 +77,7 @@ def resolve_limits(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) ->
     return Limits(
         num_blocks=num_blocks,
         max_model_len=_max_model_len(config, spec, num_blocks),
-        max_num_batched_tokens=default_max_num_batched_tokens(config, "cpu"),
+        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )
 
 

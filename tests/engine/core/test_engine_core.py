@@ -14,8 +14,8 @@ from core_support import (
     run,
     tokens,
 )
-from quire_engine.config import EngineConfig, SchedulerConfig
-from quire_engine.core.engine_core import default_max_num_batched_tokens, refusal
+from quire_engine.config import SchedulerConfig
+from quire_engine.core.engine_core import refusal
 from quire_engine.core.messages import FinishReason
 from quire_engine.errors import InvalidRequestError, PromptTooLongError, QueueFullError
 from quire_engine.rpc.prefix import block_hashes, prefix_seed
@@ -232,8 +232,7 @@ def test_statistics_handed_out_do_not_change() -> None:
 
 
 def test_the_step_budget_is_what_was_configured_or_suits_the_device() -> None:
-    auto = EngineConfig()
-    cpu, gpu = (default_max_num_batched_tokens(auto, device) for device in ("cpu", "cuda:0"))
-    assert cpu < gpu
-    fixed = EngineConfig(scheduler=SchedulerConfig(max_num_batched_tokens=7))
-    assert default_max_num_batched_tokens(fixed, "cuda:0") == 7
+    auto, fixed = SchedulerConfig(), SchedulerConfig(max_num_batched_tokens=7)
+
+    assert auto.token_budget("cpu") < auto.token_budget("cuda:0")
+    assert fixed.token_budget("cuda:0") == 7
