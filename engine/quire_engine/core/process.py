@@ -11,10 +11,12 @@ import gc
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -154,7 +156,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(STOP_SIGNAL, _exit)
     spec = _read_spec()
-    threading.Thread(target=_outlive_no_parent, name="parent-watcher", daemon=True).start()
+    threading.Thread(
+        target=_outlive_no_parent, args=(spec,), name="parent-watcher", daemon=True
+    ).start()
     logging.basicConfig(
         level=spec.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
@@ -215,9 +219,12 @@ def _exit(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
-def _outlive_no_parent() -> None:
+def _outlive_no_parent(spec: CoreSpec) -> None:
     while os.read(STDIN, 1):
         pass
+    # A parent that was killed could not clear its sockets away.
+    sockets = Path(spec.commands_address.removeprefix("ipc://")).parent
+    shutil.rmtree(sockets, ignore_errors=True)
     os._exit(1)  # a hung step would not notice anything gentler
 
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,15 +207,20 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("state", ["idle", "hung"])
-def test_a_core_does_not_outlive_its_parent(state: str) -> None:
+def test_a_core_does_not_outlive_its_parent_and_clears_its_sockets_away(
+    state: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("t")  # short: socket paths are limited
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, state],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)},
     )
     with parent:
         assert parent.stdout is not None
         core_pid = int(parent.stdout.readline())
         assert is_running(core_pid)
+        assert list(folder.iterdir())
         parent.kill()
     asyncio.run(eventually(lambda: not is_running(core_pid)))
+    assert list(folder.iterdir()) == []
