@@ -41,8 +41,8 @@ class ModelConfig:
         None, "longest prompt and completion together, in tokens; 8k is 8192; default: the model's"
     )
     seed: int = option(0, "seed for sampling where a request brings none, and for dummy weights")
-    served_model_name: str | None = option(
-        None, "name that clients use in `model`; default: the model as given"
+    served_model_name: tuple[str, ...] = option(
+        (), "names that clients may use in `model`, the first is reported; default: as given"
     )
     chat_template: str | None = option(
         None, "file with a chat template, or the template itself; default: the model's"
@@ -176,7 +176,8 @@ class EngineConfig:
             raise ConfigError(f"unknown configuration: {', '.join(unknown)}")
         parts: dict[str, dict[str, Any]] = {part.name: {} for part in fields(cls)}
         for name, value in values.items():
-            parts[known[name]][name] = value
+            is_one_name = name == "served_model_name" and isinstance(value, str)
+            parts[known[name]][name] = (value,) if is_one_name else value
         return cls(
             **{part.name: _PART_TYPES[part.name](**parts[part.name]) for part in fields(cls)}
         )

@@ -77,7 +77,7 @@ def refuse(capsys: pytest.CaptureFixture[str], parser: Parser, *arguments: str) 
         ('--hf-overrides {"a":[1]}', {"hf_overrides": {"a": [1]}}),
         ("--block-size 32", {"block_size": 32}),
         ("--gpu-memory-utilization 0.5", {"gpu_memory_utilization": 0.5}),
-        ("--served-model-name a,b", {"served_model_name": "a,b"}),
+        ("--served-model-name a b", {"served_model_name": ("a", "b")}),
     ],
 )
 def test_a_flag_sets_its_field(arguments: str, expected: dict[str, Any]) -> None:

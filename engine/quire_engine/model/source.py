@@ -81,7 +81,7 @@ def resolve(config: ModelConfig) -> ModelSource:
     name = config.model or DEMO_NAME
     return ModelSource(
         name=name,
-        served_names=_served_names(config.served_model_name) or (name,),
+        served_names=config.served_model_name or (name,),
         config=model_config,
         format=checkpoint.format,
         weight_files=checkpoint.weight_files,
@@ -124,10 +124,6 @@ def _other_tokenizer(config: ModelConfig) -> TokenizerFiles | None:
     if path.is_file():
         return TokenizerFiles(folder=path.parent, gguf=read_metadata(path), is_file_alone=True)
     return TokenizerFiles(folder=path)
-
-
-def _served_names(names: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
 
 
 def _sampling_defaults(config: ModelConfig, generation: Mapping[str, Any]) -> dict[str, Any]:

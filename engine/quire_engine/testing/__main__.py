@@ -44,7 +44,7 @@ async def load_fake(
     config: EngineConfig, model: FakeModel, process: FakeProcessConfig
 ) -> tuple[Core, ModelCard]:
     """Start a fake core, in a thread or in a process."""
-    card = fake_card(config, config.model.served_model_name or "fake")
+    card = fake_card(config, config.model.served_model_name or ("fake",))
     if not process.core_process:
         return start_thread_core(config, build_fake_runner(config, model), card), card
     core = await CoreClient.start(

@@ -43,7 +43,7 @@ class FakeEngine:
         *,
         config: EngineConfig | None = None,
         server: ServerConfig = LOCAL,
-        served_model_name: str = "fake",
+        served_model_name: tuple[str, ...] = ("fake",),
     ) -> None:
         """Describe it; nothing starts yet.
 

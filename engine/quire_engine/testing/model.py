@@ -11,9 +11,8 @@ from quire_engine.testing.tokenizer import (
 )
 
 
-def fake_card(config: EngineConfig, served_model_name: str) -> ModelCard:
+def fake_card(config: EngineConfig, names: tuple[str, ...]) -> ModelCard:
     """Return the card of a fake model that is served under this name (several: comma separated)."""
-    names = tuple(name.strip() for name in served_model_name.split(","))
     return ModelCard(
         served_names=names,
         model="fake",

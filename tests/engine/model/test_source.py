@@ -288,7 +288,7 @@ def test_all_ends_of_sequence_are_known(
 
 def test_several_names_may_be_served(tmp_path: Path) -> None:
     assert source(tmp_path).served_names == (str(tmp_path),)
-    assert source(tmp_path, served_model_name="a, b").served_names == ("a", "b")
+    assert source(tmp_path, served_model_name=("a", "b")).served_names == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -285,7 +285,7 @@ async def test_a_full_queue_is_resource_exhausted() -> None:
 
 
 async def test_get_model_info_and_tokenizer_are_what_a_router_needs() -> None:
-    async with FakeEngine(served_model_name="one, two") as engine:
+    async with FakeEngine(served_model_name=("one", "two")) as engine:
         async with stub_of(engine.address) as stub:
             info = await stub.GetModelInfo(pb.GetModelInfoRequest())
             parts = [part async for part in stub.GetTokenizer(pb.GetTokenizerRequest())]

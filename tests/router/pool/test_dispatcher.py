@@ -38,7 +38,7 @@ async def test_many_generations_share_one_stream_and_do_not_mix() -> None:
 
 async def test_the_model_and_its_tokenizer_are_known_and_stay_known() -> None:
     async with (
-        FakeEngine(served_model_name="fake,alias") as engine,
+        FakeEngine(served_model_name=("fake", "alias")) as engine,
         dispatching(engine.address) as dispatcher,
     ):
         [model] = dispatcher.models()
@@ -64,9 +64,9 @@ async def test_before_any_replica_there_is_no_model() -> None:
 
 async def test_a_replica_of_another_model_is_left_alone() -> None:
     async with (
-        FakeEngine(served_model_name="one") as one,
+        FakeEngine(served_model_name=("one",)) as one,
         dispatching(one.address) as dispatcher,
-        FakeEngine(served_model_name="two") as two,
+        FakeEngine(served_model_name=("two",)) as two,
     ):
         dispatcher._pool._wanted[1] = frozenset({two.address})
         dispatcher._pool._reconcile()
