@@ -86,6 +86,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         types = (hint.__origin__,)
     if float in types and type(value) is int:
         return float(value)
+    if types == (tuple,) and isinstance(value, str | list):
+        return (value,) if isinstance(value, str) else tuple(value)
     if isinstance(value, types) and (bool in types or not isinstance(value, bool)):
         return value
     expected = " or ".join(type_.__name__ for type_ in types if type_ is not type(None))

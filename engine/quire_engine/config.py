@@ -176,8 +176,7 @@ class EngineConfig:
             raise ConfigError(f"unknown configuration: {', '.join(unknown)}")
         parts: dict[str, dict[str, Any]] = {part.name: {} for part in fields(cls)}
         for name, value in values.items():
-            is_one_name = name == "served_model_name" and isinstance(value, str)
-            parts[known[name]][name] = (value,) if is_one_name else value
+            parts[known[name]][name] = value
         return cls(
             **{part.name: _PART_TYPES[part.name](**parts[part.name]) for part in fields(cls)}
         )
