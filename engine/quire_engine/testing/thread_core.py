@@ -24,8 +24,6 @@ from quire_engine.server.model_card import ModelCard
 
 logger = logging.getLogger(__name__)
 
-MAX_NUM_BATCHED_TOKENS = 2048
-
 
 class ThreadCore:
     """Runs a core in a thread of its own; belongs to the event loop that made it."""
@@ -169,6 +167,6 @@ def start_thread_core(
         runner,
         prefix_model=card.prefix_model,
         eos_token_ids=frozenset(card.eos_token_ids),
-        max_num_batched_tokens=config.scheduler.max_num_batched_tokens or MAX_NUM_BATCHED_TOKENS,
+        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )
     return ThreadCore(core, core.describe(), refusal=refusal, on_step=on_step)
