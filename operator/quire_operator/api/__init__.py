@@ -1,0 +1,1 @@
+"""The API group quire.dev: an LLMDeployment's spec and status as Python values."""
