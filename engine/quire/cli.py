@@ -13,6 +13,7 @@ COMMANDS = {
     "router": "the OpenAI gateway in front of engines that run elsewhere",
     "chat": "talk to a served model in the terminal",
     "bench": "measure: latency, throughput, serve, compare",
+    "health": "ask an engine, a router or an operator whether it serves",
     "version": "print versions of Quire, Python, torch and the device",
 }
 USAGE_ERROR = 2
