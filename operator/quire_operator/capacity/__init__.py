@@ -10,10 +10,10 @@
 Imports nothing but the standard library: `quire plan` uses it on machines without kopf.
 """
 
-from quire_operator.capacity.affinity import node_selector_terms
+from quire_operator.capacity.affinity import node_preferences, node_selector_terms
 from quire_operator.capacity.demand import Demand, NvlinkMode, Toleration
 from quire_operator.capacity.errors import CapacityError
-from quire_operator.capacity.fitting import Fit, Reason, Verdict, examine
+from quire_operator.capacity.fitting import Fit, examine
 from quire_operator.capacity.footprint import Footprint, footprint_of_config, footprint_of_sizes
 from quire_operator.capacity.gpus import GPUS, Gpu, Link, find_gpu, gpu_of_product, nvlink_products
 from quire_operator.capacity.memory import MemoryPlan, Workload, plan_memory
@@ -21,6 +21,7 @@ from quire_operator.capacity.names import footprint_of_name
 from quire_operator.capacity.nodes import NodeFacts, Taint
 from quire_operator.capacity.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 from quire_operator.capacity.units import GIB, gib, parse_bytes
+from quire_operator.capacity.verdict import Reason, Verdict
 
 __all__ = [
     "GIB",
@@ -47,6 +48,7 @@ __all__ = [
     "footprint_of_sizes",
     "gib",
     "gpu_of_product",
+    "node_preferences",
     "node_selector_terms",
     "nvlink_products",
     "parse_bytes",
