@@ -55,9 +55,6 @@ class LLM:
             runner,
             prefix_model=source.name,
             eos_token_ids=frozenset(source.eos_token_ids),
-            max_num_batched_tokens=config.scheduler.token_budget(
-                str(getattr(runner, "device", "cpu"))
-            ),
         )
         text = None if config.model.skip_tokenizer_init else source.load_tokenizer()
         processor = Processor(

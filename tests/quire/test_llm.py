@@ -29,13 +29,14 @@ class Parts:
     """A fake model behind an LLM, with the parts in reach."""
 
     def __init__(self, model: FakeModel, *, template: str | None = CHAT_TEMPLATE) -> None:
-        self.runner = FakeRunner(model, num_blocks=200, max_model_len=300)
+        self.runner = FakeRunner(
+            model, num_blocks=200, max_model_len=300, max_num_batched_tokens=64
+        )
         self.core = EngineCore(
             EngineConfig(cache=CacheConfig(block_size=16)),
             self.runner,
             prefix_model="fake",
             eos_token_ids=frozenset({EOS_TOKEN_ID}),
-            max_num_batched_tokens=64,
         )
         self.processor = Processor(
             Tokenizer.from_json(tokenizer_json()),

@@ -24,7 +24,13 @@ class HangingRunner(HashRunner):
 
 
 def build(config: EngineConfig) -> HangingRunner:
-    return HangingRunner(num_blocks=64, block_size=BLOCK_SIZE, max_model_len=500, vocab_size=50)
+    return HangingRunner(
+        num_blocks=64,
+        block_size=BLOCK_SIZE,
+        max_model_len=500,
+        vocab_size=50,
+        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
+    )
 
 
 def refuse(config: EngineConfig) -> HangingRunner:

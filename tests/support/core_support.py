@@ -22,6 +22,7 @@ def new_core(
     budget: int = 256,
     eos: Iterable[int] = (),
     caching: bool = True,
+    overlaps: bool = False,
     runner: ModelRunner | None = None,
     **scheduler: Any,
 ) -> EngineCore:
@@ -36,10 +37,11 @@ def new_core(
             block_size=BLOCK_SIZE,
             max_model_len=max_model_len,
             vocab_size=VOCAB_SIZE,
+            max_num_batched_tokens=budget,
+            max_num_in_flight=2 if overlaps else 1,
         ),
         prefix_model="test",
         eos_token_ids=frozenset(eos),
-        max_num_batched_tokens=budget,
     )
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.kv_cache import KvCache
@@ -18,12 +19,22 @@ from quire_engine.core.messages import (
 from quire_engine.core.meter import StepMeter
 from quire_engine.core.scheduler import Scheduler
 from quire_engine.errors import RequestError
-from quire_engine.runner.plan import ModelRunner, StepPlan
+from quire_engine.runner.plan import ModelRunner, PendingStep, StepPlan
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
 """A runner that fails this many steps one after another will not recover."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlyingStep:
+    """A step that the runner was given and that was not looked at yet."""
+
+    plan: StepPlan
+    pending: PendingStep
+    num_prefill_tokens: int
+    launched_s: float
 
 
 class EngineCore:
@@ -33,6 +44,9 @@ class EngineCore:
         core.add(sequence)
         while core.has_work:
             outputs = core.step()
+
+    Where the runner can overlap, step N + 1 is planned and launched before the result of step N is
+    waited for, so the device never waits for the CPU.
     """
 
     def __init__(
@@ -42,12 +56,10 @@ class EngineCore:
         *,
         prefix_model: str,
         eos_token_ids: frozenset[int],
-        max_num_batched_tokens: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
         self._clock = clock
-        self._max_num_batched_tokens = max_num_batched_tokens
         self._cache = KvCache(
             runner.num_blocks,
             config.cache.block_size,
@@ -57,17 +69,19 @@ class EngineCore:
         self._scheduler = Scheduler(
             config.scheduler,
             self._cache,
-            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_batched_tokens=runner.max_num_batched_tokens,
             max_model_len=runner.max_model_len,
             eos_token_ids=eos_token_ids,
         )
         self._meter = StepMeter()
+        self._flying: deque[FlyingStep] = deque()
+        self._collected_s = 0.0
         self._num_failures_in_a_row = 0
 
     @property
     def has_work(self) -> bool:
         """Whether `step` would compute or say something."""
-        return self._scheduler.has_work or self._cache.has_events
+        return self._scheduler.has_work or bool(self._flying) or self._cache.has_events
 
     @property
     def max_model_len(self) -> int:
@@ -85,9 +99,9 @@ class EngineCore:
             block_size=self._cache.block_size,
             max_model_len=self.max_model_len,
             max_num_seqs=self._scheduler.max_num_seqs,
-            max_num_batched_tokens=self._max_num_batched_tokens,
+            max_num_batched_tokens=self._runner.max_num_batched_tokens,
             dtype=str(getattr(self._runner, "dtype", "")).removeprefix("torch."),
-            device=str(getattr(self._runner, "device", "")),
+            device=self._runner.device,
             load_report=dict(getattr(self._runner, "load_report", {})),
         )
 
@@ -106,12 +120,15 @@ class EngineCore:
         self._scheduler.abort(seq_ids)
 
     def step(self) -> StepOutputs:
-        """Compute one step. Call while `has_work`.
+        """Launch what can be computed and return what the oldest step computed.
 
-        A runner that raises fails the sequences of that step with FinishReason.ERROR; one that
-        raises step after step has its exception passed on, since nothing will get better.
+        Call while `has_work`. A runner that raises fails the sequences of that step with
+        FinishReason.ERROR; one that raises step after step has its exception passed on, since
+        nothing will get better.
         """
-        outputs = self._compute() if self._scheduler.has_work else []
+        outputs = self._launch_ahead()
+        if not outputs and self._flying:
+            outputs = self._collect()
         events = self._cache.take_events()
         return StepOutputs(outputs=outputs, stats=self.stats, kv_events=events)
 
@@ -123,27 +140,47 @@ class EngineCore:
         """Raise AssertionError if an invariant of scheduler or cache does not hold."""
         self._scheduler.check()
 
-    def _compute(self) -> list[SequenceOutput]:
-        started_at = self._clock()
-        plan = self._scheduler.schedule(started_at)
-        assert plan.num_tokens, "a step of waiting sequences computes nothing"
-        num_prefill_tokens = plan.total_num_tokens - self._scheduler.num_last_decodes
-        outputs = self._execute(plan)
-        self._meter.record(
-            self._scheduler.stats,
-            step_s=self._clock() - started_at,
-            num_tokens=plan.total_num_tokens,
-            num_prefill_tokens=num_prefill_tokens,
-        )
+    def _launch_ahead(self) -> list[SequenceOutput]:
+        """Launch until enough steps are in flight; return what became of a plan that failed."""
+        while len(self._flying) < self._runner.max_num_in_flight and self._scheduler.has_work:
+            if self._flying and self._scheduler.would_preempt:
+                break  # a victim is chosen from what is known, not from what is being computed
+            launched_s = self._clock()
+            plan = self._scheduler.schedule(launched_s)
+            if not plan.num_tokens:
+                assert self._flying, "a step of waiting sequences computes nothing"
+                self._scheduler.take_back(plan)
+                break
+            try:
+                pending = self._runner.launch(plan)
+            except Exception as error:  # whatever it is, the other sequences need not fail for it
+                return self._fail(plan, error)
+            num_prefill_tokens = plan.total_num_tokens - self._scheduler.num_last_decodes
+            self._flying.append(FlyingStep(plan, pending, num_prefill_tokens, launched_s))
+        return []
+
+    def _collect(self) -> list[SequenceOutput]:
+        """Wait for the oldest step in flight and take in its result."""
+        step = self._flying.popleft()
+        try:
+            result = step.pending.wait()
+        except Exception as error:  # as above
+            outputs = self._fail(step.plan, error)
+        else:
+            self._num_failures_in_a_row = 0
+            outputs = self._scheduler.update(step.plan, result)
+        self._measure(step)
         return outputs
 
-    def _execute(self, plan: StepPlan) -> list[SequenceOutput]:
-        try:
-            result = self._runner.execute(plan)
-        except Exception as error:  # whatever it is, the other sequences need not fail for it
-            return self._fail(plan, error)
-        self._num_failures_in_a_row = 0
-        return self._scheduler.update(plan, result)
+    def _measure(self, step: FlyingStep) -> None:
+        now_s = self._clock()
+        self._meter.record(
+            self._scheduler.stats,
+            step_s=now_s - max(step.launched_s, self._collected_s),
+            num_tokens=step.plan.total_num_tokens,
+            num_prefill_tokens=step.num_prefill_tokens,
+        )
+        self._collected_s = now_s
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[SequenceOutput]:
         self._num_failures_in_a_row += 1

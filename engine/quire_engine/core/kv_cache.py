@@ -75,11 +75,12 @@ class KvCache:
         self.pool.acquire(prefix)
         sequence.block_ids = prefix + self.pool.allocate(num_new)
         sequence.num_stored_blocks = len(prefix)
-        sequence.num_computed_tokens = len(prefix) * self.block_size
+        sequence.num_computed_tokens = sequence.num_scheduled_tokens = len(prefix) * self.block_size
 
     def needs_block(self, sequence: Sequence) -> bool:
         """Whether the last token has no slot."""
-        return len(sequence.token_ids) > len(sequence.block_ids) * self.block_size
+        num_tokens = len(sequence.token_ids) + sequence.num_pending_samples
+        return num_tokens > len(sequence.block_ids) * self.block_size
 
     def grow(self, sequence: Sequence) -> list[int]:
         """Append a block to the sequence's table; return what was appended."""
@@ -107,7 +108,8 @@ class KvCache:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_stored_blocks = 0
-        sequence.num_computed_tokens = 0
+        sequence.num_computed_tokens = sequence.num_scheduled_tokens = 0
+        sequence.num_pending_samples = 0
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise AssertionError unless the pool agrees with the tables of all live sequences."""

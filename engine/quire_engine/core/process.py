@@ -192,13 +192,11 @@ def _read_stdin(num_bytes: int) -> bytes:
 def _build(spec: CoreSpec, link: Link) -> EngineCore | None:
     try:
         runner = _load_factory(spec.runner_factory)(spec.config)
-        device = str(getattr(runner, "device", "cpu"))
         return EngineCore(
             spec.config,
             runner,
             prefix_model=spec.prefix_model,
             eos_token_ids=frozenset(spec.eos_token_ids),
-            max_num_batched_tokens=spec.config.scheduler.token_budget(device),
         )
     except ConfigError as error:
         link.send(StartFailure(message=str(error), is_config=True))

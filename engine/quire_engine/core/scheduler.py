@@ -15,6 +15,12 @@ The rules, and why nobody starves or hangs:
 *   When a decode needs a block and none is free, the running sequence with the largest key gives
     up its blocks and waits again. The one with the smallest key is never preempted and always
     advances, so it ends; then the next.
+
+A step may be planned while earlier ones are in flight: what they will compute counts as computed,
+and a token that they will sample as known. A sequence that turns out to have ended has then one
+step too many in flight, whose result is not looked at. Steps run in order, so a block that was
+given back is not written by an old step after a new one. Only preemption has to wait for results
+(`would_preempt`): a victim must be told from its tokens.
 """
 
 from bisect import insort
@@ -26,6 +32,7 @@ from quire_engine.core.kv_cache import KvCache
 from quire_engine.core.messages import CoreStats, FinishReason, NewSequence, SequenceOutput
 from quire_engine.core.queue import HeldSequences, WaitingQueue
 from quire_engine.core.sequence import Key, Sequence, State
+from quire_engine.core.sequence_output import describe_token
 from quire_engine.errors import InvalidRequestError, PromptTooLongError, QueueFullError
 from quire_engine.runner.plan import StepPlan, StepResult
 
@@ -112,6 +119,12 @@ class Scheduler:
                 del self._sequences[seq_id]
         self._end(ended)
 
+    @property
+    def would_preempt(self) -> bool:
+        """Whether the next plan takes blocks away from a running sequence."""
+        num_free, running = self._cache.pool.num_free, self._running
+        return num_free < len(running) and num_free < sum(map(self._cache.needs_block, running))
+
     def schedule(self, now_s: float) -> StepPlan:
         """Plan the next step; `now_s` is what outputs will report as `scheduled_s`."""
         plan = StepPlan(dropped=self._dropped)
@@ -125,18 +138,24 @@ class Scheduler:
             max_chunk=self._long_above,
         )
         for sequence in self._prefills:
-            demand.add(sequence.num_uncomputed_tokens)
+            demand.add(sequence.num_unscheduled_tokens)
         if self.stats.num_preemptions == num_preemptions:
             # Otherwise what a victim gave up would go to a newcomer, and a victim be next.
             self._admit(plan, demand, now_s)
         self._plan_prefills(plan, demand)
         return plan
 
+    def take_back(self, plan: StepPlan) -> None:
+        """Keep for the next plan what one that computes nothing would have dropped."""
+        self._dropped = plan.dropped
+
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         """Take in what a step computed; return what it means for each sequence."""
         outputs, ended = [], []
         for seq_id, num_tokens in plan.num_tokens.items():
-            sequence = self._sequences[seq_id]
+            sequence = self._sequences.get(seq_id)
+            if sequence is None:  # ended or aborted while the step was in flight
+                continue
             self._advance(sequence, num_tokens)
             if sequence.num_computed_tokens == len(sequence.token_ids):
                 output = self._append(sequence, result)
@@ -150,7 +169,8 @@ class Scheduler:
 
     def fail(self, plan: StepPlan, message: str) -> list[SequenceOutput]:
         """End the sequences of a step that could not be computed."""
-        sequences = [self._sequences[seq_id] for seq_id in plan.num_tokens]
+        found = (self._sequences.get(seq_id) for seq_id in plan.num_tokens)
+        sequences = [sequence for sequence in found if sequence is not None]
         self._dropped += plan.dropped  # the runner may not have come as far as that
         self._end(sequences)
         return [
@@ -170,9 +190,9 @@ class Scheduler:
         stats.num_waiting = self.num_waiting
         stats.num_used_blocks = self._cache.pool.num_used
         stats.num_waiting_uncached_tokens = self._num_waiting_tokens + sum(
-            sequence.num_uncomputed_tokens
+            sequence.num_unscheduled_tokens
             for sequence in self._prefills
-            if sequence.state is State.RUNNING and sequence.num_uncomputed_tokens > 1
+            if sequence.state is State.RUNNING and sequence.num_unscheduled_tokens > 1
         )
         return stats
 
@@ -247,12 +267,16 @@ class Scheduler:
         index = 0
         while index < len(running):  # preemption shortens it at its end
             sequence = running[index]
-            if len(sequence.token_ids) - sequence.num_computed_tokens > 1:
+            num_left = sequence.num_unscheduled_tokens
+            if num_left > 1:
                 self._prefills.append(sequence)
+            elif sequence.num_pending_samples and sequence.will_end:
+                pass
             elif needs_block(sequence) and not self._grow(sequence, plan):
                 break
             else:
                 plan.num_tokens[sequence.seq_id] = 1
+                sequence.schedule(1)
             index += 1
 
     def _grow(self, sequence: Sequence, plan: StepPlan) -> bool:
@@ -288,7 +312,7 @@ class Scheduler:
                 self._blocked = (sequence, self._cache.pool.num_free)
                 return
             self._start(sequence, prefix, plan, now_s)
-            demand.add(sequence.num_uncomputed_tokens)
+            demand.add(sequence.num_unscheduled_tokens)
 
     def _is_still_blocked(self, sequence: Sequence) -> bool:
         """Whether trying again is in vain, since no block was freed since the last time."""
@@ -333,9 +357,10 @@ class Scheduler:
     def _plan_prefills(self, plan: StepPlan, demand: PrefillDemand) -> None:
         """Divide what decodes left of the budget."""
         self._prefills.sort(key=_key)
-        grants = demand.divide([sequence.num_uncomputed_tokens for sequence in self._prefills])
+        grants = demand.divide([sequence.num_unscheduled_tokens for sequence in self._prefills])
         for sequence, num_tokens in zip(self._prefills, grants, strict=True):
             plan.num_tokens[sequence.seq_id] = num_tokens
+            sequence.schedule(num_tokens)
 
     # Results
 
@@ -348,33 +373,10 @@ class Scheduler:
         self._release_held_by(sequence, sequence.num_stored_blocks)
 
     def _append(self, sequence: Sequence, result: StepResult) -> SequenceOutput:
-        seq_id = sequence.seq_id
-        token = result.token_ids[seq_id]
-        sequence.token_ids.append(token)
+        sequence.token_ids.append(result.token_ids[sequence.seq_id])
+        sequence.num_pending_samples -= 1
         self.stats.num_generated_tokens += 1
-        finish_reason, stop_token_id = sequence.ending()
-        output = SequenceOutput(
-            seq_id=seq_id,
-            token_ids=[token],
-            finish_reason=finish_reason,
-            stop_token_id=stop_token_id,
-            num_preemptions=sequence.num_preemptions,
-        )
-        if seq_id in result.logprobs:
-            output.logprobs = [result.logprobs[seq_id]]
-        if sequence.is_first_token:
-            self._describe_start(sequence, output, result)
-        return output
-
-    def _describe_start(
-        self, sequence: Sequence, output: SequenceOutput, result: StepResult
-    ) -> None:
-        output.num_cached_tokens = sequence.num_cached_tokens
-        output.scheduled_s = sequence.scheduled_s
-        if sequence.new.params.prompt_logprobs is not None:
-            last_chunk = result.prompt_logprobs.get(sequence.seq_id, [])
-            output.prompt_logprobs = sequence.prompt_logprobs + last_chunk
-            sequence.prompt_logprobs = []
+        return describe_token(sequence, result)
 
     def _end(self, sequences: list[Sequence]) -> None:
         """Forget running sequences; the runner hears of it with the next plan."""

@@ -23,7 +23,9 @@ class State(Enum):
 class Sequence:
     """Tokens [0, num_computed_tokens) have keys and values in the cache.
 
-    While tokens remain to be computed the sequence prefills; with exactly one it decodes.
+    Those up to num_scheduled_tokens will have, once the steps in flight are over. While tokens
+    remain to be scheduled the sequence prefills; with exactly one it decodes. A token that a step
+    in flight will sample counts as known: its position is, and only the runner needs its value.
     """
 
     __slots__ = (
@@ -38,8 +40,10 @@ class Sequence:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_expected_tokens",
+        "num_pending_samples",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_scheduled_tokens",
         "num_stored_blocks",
         "prompt_logprobs",
         "reads_cache",
@@ -68,6 +72,9 @@ class Sequence:
         self.token_ids = list(new.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.num_computed_tokens = 0
+        self.num_scheduled_tokens = 0
+        self.num_pending_samples = 0
+        """Tokens that steps in flight will append."""
         self.block_ids: list[int] = []
         self.num_stored_blocks = 0
         """First blocks whose content was offered to the cache."""
@@ -93,8 +100,19 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def num_uncomputed_tokens(self) -> int:
-        return len(self.token_ids) - self.num_computed_tokens
+    def num_unscheduled_tokens(self) -> int:
+        return len(self.token_ids) + self.num_pending_samples - self.num_scheduled_tokens
+
+    @property
+    def will_end(self) -> bool:
+        """Whether a token that is being sampled is the last that may be."""
+        return len(self.token_ids) + self.num_pending_samples >= self.max_num_tokens
+
+    def schedule(self, num_tokens: int) -> None:
+        """Note that a step computes the next `num_tokens`."""
+        self.num_scheduled_tokens += num_tokens
+        if not self.num_unscheduled_tokens:
+            self.num_pending_samples += 1
 
     @property
     def is_first_token(self) -> bool:

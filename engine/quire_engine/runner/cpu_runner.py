@@ -7,7 +7,7 @@ import torch
 from quire_engine.core.messages import TokenLogprobs
 from quire_engine.runner.input_batch import Chunk, InputBatch
 from quire_engine.runner.memory import Limits
-from quire_engine.runner.plan import StepPlan, StepResult
+from quire_engine.runner.plan import ImmediateRunner, StepPlan, StepResult
 from quire_engine.runner.sampling.logprobs import prompt_logprobs
 from quire_engine.runner.sampling.sampler import Sampler
 from quire_engine.runner.torch_model import StepModel
@@ -16,8 +16,10 @@ PROMPT_POSITIONS_AT_ONCE = 64
 """Prompt positions whose logits exist at the same time: a row of logits is large."""
 
 
-class CpuRunner:
+class CpuRunner(ImmediateRunner):
     """A `ModelRunner` on one CPU. The result of `execute` is final when it returns."""
+
+    device = "cpu"
 
     def __init__(
         self,

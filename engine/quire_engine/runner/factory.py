@@ -107,11 +107,7 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
         block_size=block_size,
     )
     with phases.time("warm_up"):
-        warm_up(
-            runner,
-            block_size=block_size,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-        )
+        warm_up(runner, block_size=block_size)
     runner.load_report = phases.seconds
     logger.info(
         "model loaded architecture=%s num_parameters=%d dtype=%s num_blocks=%d max_model_len=%d",

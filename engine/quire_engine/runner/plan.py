@@ -62,6 +62,17 @@ class StepResult:
     """
 
 
+class PendingStep(Protocol):
+    """A step that was launched."""
+
+    def wait(self) -> StepResult:
+        """Return what it computed, as soon as it has; steps are waited for in their order.
+
+        What this raises fails the sequences of the step's plan.
+        """
+        ...
+
+
 class ModelRunner(Protocol):
     """Executes plans on one device, or on a group of them."""
 
@@ -75,10 +86,52 @@ class ModelRunner(Protocol):
         """Longest sequence, prompt and completion, after the cache was sized."""
         ...
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. A plan with no tokens only applies its drops.
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Most tokens of a step."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Kind of device: cpu or cuda."""
+        ...
+
+    @property
+    def max_num_in_flight(self) -> int:
+        """Steps that may be launched and not waited for; more than one overlaps CPU and device."""
+        ...
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Begin one step. A plan with no tokens only applies its drops.
+
+        A plan may continue sequences whose last token is not known yet, because the step that
+        samples it is in flight: the runner has it when the step runs.
 
         What this raises fails the sequences of the plan. The next plan drops them, and repeats what
         this one dropped; so a runner ignores dropped ids that it does not know.
         """
         ...
+
+
+class FinishedStep:
+    """A `PendingStep` of a runner that computes while it launches."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+
+    def wait(self) -> StepResult:
+        return self._result
+
+
+class ImmediateRunner:
+    """Base of runners whose steps are over when `launch` returns."""
+
+    max_num_in_flight = 1
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Run one step; see `ModelRunner.launch`."""
+        return FinishedStep(self.execute(plan))
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step and return what it computed."""
+        raise NotImplementedError

@@ -6,11 +6,12 @@ compares: a wrong block table, a wrongly shared block or a block given away too 
 The next token is a hash of all tokens, so outputs depend on nothing but the sequence itself.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import TokenLogprobs
-from quire_engine.runner.plan import AdmittedSequence, StepPlan, StepResult
+from quire_engine.runner.plan import AdmittedSequence, PendingStep, StepPlan, StepResult
 
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -42,8 +43,19 @@ class _Row:
     """By position: the hash of all tokens up to it."""
 
 
+class _LazyStep:
+    def __init__(self, runner: "HashRunner", plan: StepPlan) -> None:
+        self._runner, self.plan = runner, plan
+
+    def wait(self) -> StepResult:
+        return self._runner.finish(self)
+
+
 class HashRunner:
     """A ModelRunner that verifies every plan.
+
+    A step runs when it is waited for, so that with `max_num_in_flight` of 2 the next one is planned
+    before, as on a device.
 
     Raises:
         AssertionError: a plan breaks the contract of `runner/plan.py`.
@@ -53,10 +65,20 @@ class HashRunner:
     dtype = "none"
 
     def __init__(
-        self, *, num_blocks: int, block_size: int, max_model_len: int, vocab_size: int = 1000
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_model_len: int,
+        vocab_size: int = 1000,
+        max_num_batched_tokens: int = 256,
+        max_num_in_flight: int = 1,
     ) -> None:
         self.num_blocks = num_blocks
         self.max_model_len = max_model_len
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_in_flight = max_num_in_flight
+        self._launched: deque[_LazyStep] = deque()
         self._block_size = block_size
         self._vocab_size = vocab_size
         self._slots: list[int | None] = [None] * (num_blocks * block_size)
@@ -66,6 +88,16 @@ class HashRunner:
     def live_seq_ids(self) -> set[int]:
         """Sequences that have a row."""
         return set(self._rows)
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        self._launched.append(_LazyStep(self, plan))
+        assert len(self._launched) <= self.max_num_in_flight, "too many steps in flight"
+        return self._launched[-1]
+
+    def finish(self, step: "_LazyStep") -> StepResult:
+        """Run a launched step, which must be the oldest."""
+        assert self._launched.popleft() is step, "steps are not waited for in their order"
+        return self.execute(step.plan)
 
     def execute(self, plan: StepPlan) -> StepResult:
         for seq_id in plan.dropped:
@@ -142,4 +174,5 @@ def build_runner(config: EngineConfig) -> HashRunner:
         num_blocks=config.cache.num_gpu_blocks_override or 256,
         block_size=config.cache.block_size,
         max_model_len=config.model.max_model_len or 2048,
+        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )

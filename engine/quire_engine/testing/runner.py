@@ -15,13 +15,14 @@ from quire_engine.config import EngineConfig, option
 from quire_engine.core.messages import TokenLogprobs
 from quire_engine.errors import ConfigError
 from quire_engine.rpc.prefix import pack_tokens
-from quire_engine.runner.plan import AdmittedSequence, StepPlan, StepResult
+from quire_engine.runner.plan import AdmittedSequence, ImmediateRunner, StepPlan, StepResult
 from quire_engine.sampling_params import SamplingParams
 from quire_engine.testing.tokenizer import EOS_TOKEN_ID
 
 LETTERS = b"etaoinshrdlu     "
 DEFAULT_NUM_BLOCKS = 4096
 DEFAULT_MAX_MODEL_LEN = 8192
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +85,14 @@ class FakeSequence:
         return LETTERS[self._hash.intdigest() % len(LETTERS)]
 
 
-class FakeRunner:
+class FakeRunner(ImmediateRunner):
     """Runs plans by waiting; implements `ModelRunner`.
 
     `slowdown` multiplies the time of each step; `before_step`, where set, is called first and may
     block or raise, which is how a test makes a model hang or die.
     """
+
+    device = "cpu"
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class FakeRunner:
         *,
         num_blocks: int = DEFAULT_NUM_BLOCKS,
         max_model_len: int = DEFAULT_MAX_MODEL_LEN,
+        max_num_batched_tokens: int = DEFAULT_MAX_NUM_BATCHED_TOKENS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.model = model
@@ -104,6 +108,7 @@ class FakeRunner:
         self.before_step: Callable[[], None] | None = None
         self._num_blocks = num_blocks
         self._max_model_len = max_model_len
+        self._max_num_batched_tokens = max_num_batched_tokens
         self._sleep = sleep
         self._rows: dict[int, FakeSequence] = {}
 
@@ -114,6 +119,10 @@ class FakeRunner:
     @property
     def max_model_len(self) -> int:
         return self._max_model_len
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        return self._max_num_batched_tokens
 
     def execute(self, plan: StepPlan) -> StepResult:
         for seq_id in plan.dropped:
@@ -157,6 +166,7 @@ def build_fake_runner(config: EngineConfig, model: FakeModel | None = None) -> F
         model,
         num_blocks=config.cache.num_gpu_blocks_override or DEFAULT_NUM_BLOCKS,
         max_model_len=config.model.max_model_len or DEFAULT_MAX_MODEL_LEN,
+        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )
 
 

@@ -167,6 +167,5 @@ def start_thread_core(
         runner,
         prefix_model=card.prefix_model,
         eos_token_ids=frozenset(card.eos_token_ids),
-        max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )
     return ThreadCore(core, core.describe(), refusal=refusal, on_step=on_step)

@@ -60,6 +60,7 @@ core_options = st.fixed_dictionaries(
         "budget": st.sampled_from([1, 7, 16, 50, 8192]),
         "num_blocks": st.integers(7, 20),
         "caching": st.booleans(),
+        "overlaps": st.booleans(),
         "max_num_seqs": st.sampled_from([1, 3, 256]),
         "watermark": st.sampled_from([0.0, 0.01, 0.3]),
         "long_prefill_token_threshold": st.sampled_from([0, 5, 32]),
