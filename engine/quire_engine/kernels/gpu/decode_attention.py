@@ -1,0 +1,253 @@
+"""Attention of one new token a sequence over the paged cache.
+
+Memory-bound: every key and value is read once, by the program that has all query heads of their
+key/value head. Sequences that the plan split are merged by whichever program finishes last, so
+that a layer costs one launch; the order of the merge is fixed, and so are the bits.
+
+Legend: B batch slots, R rows, M blocks of a row, I items, H query heads, N key/value heads,
+G = H / N, D head dim, P tokens of a block.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from quire_engine.kernels.gpu.attention_types import (
+    LOG2_E,
+    NO_SCORE,
+    dot_dtype,
+    load_lines,
+    to_dot_dtype,
+)
+from quire_engine.kernels.gpu.decode_attention_plan import ITEM_FIELDS, DecodePlan
+from quire_engine.kernels.gpu.launch import dependent_launch
+
+
+def decode_attention(
+    q_BHD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table_RM: torch.Tensor,
+    plan: DecodePlan,
+    out_BHD: torch.Tensor,
+    *,
+    scale: float,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> None:
+    """Write the attention of slot b's token to out[b]; padding slots get 0.
+
+    The caches are (blocks, P, N, D), with the same strides. `plan.update` has seen this step's
+    lengths and rows, and has the layer's window. An FP8 cache needs both scales.
+    """
+    batch_size, num_heads, head_dim = q_BHD.shape
+    _, block_size, num_kv_heads, _ = k_cache.shape
+    group = num_heads // num_kv_heads
+    shape = plan.shape(batch_size)
+    # Heads vary fastest: programs that run together read neighbouring memory.
+    grid = (num_kv_heads, plan.num_items_bound(batch_size))
+    _decode_kernel[grid](
+        q_BHD,
+        k_cache,
+        v_cache,
+        block_table_RM,
+        plan.items_I8,
+        plan.num_items,
+        plan.partial_IHD,
+        plan.log_sums_IH,
+        plan.arrivals_BN,
+        out_BHD,
+        k_scale,
+        v_scale,
+        scale * LOG2_E,
+        q_BHD.stride(0),
+        out_BHD.stride(0),
+        block_table_RM.stride(0),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        k_cache.stride(2),
+        GROUP=group,
+        GROUP_ROWS=max(16, triton.next_power_of_2(group)),
+        GROUP_PADDED=triton.next_power_of_2(group),
+        HEAD_DIM=head_dim,
+        HEAD_PADDED=triton.next_power_of_2(head_dim),
+        BLOCK_SIZE=block_size,
+        BLOCK_N=shape.block_n,
+        DOT_DTYPE=dot_dtype(q_BHD, k_cache),
+        BLOCK_SPLITS=shape.block_splits(group, head_dim),
+        num_warps=shape.num_warps,
+        num_stages=shape.num_stages,
+        **dependent_launch(q_BHD.device),
+    )
+
+
+@triton.jit(do_not_specialize=["table_stride_r"])
+def _decode_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    table_ptr,
+    items_ptr,
+    num_items_ptr,
+    partial_ptr,
+    log_sums_ptr,
+    arrivals_ptr,
+    out_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    scale,
+    q_stride_b,
+    out_stride_b,
+    table_stride_r,
+    kv_stride_block,
+    kv_stride_p,
+    kv_stride_n,
+    GROUP: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    DOT_DTYPE: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Attend to one item's keys of one key/value head; the last of a slot's items merges them."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    head = tl.program_id(0)
+    item = tl.program_id(1)
+    fields = items_ptr + item * ITEM_FIELDS
+    # All of these before the test: one wait for memory instead of two.
+    slot = tl.load(fields).to(tl.int64)
+    row = tl.load(fields + 1).to(tl.int64)
+    start = tl.load(fields + 2)
+    end = tl.load(fields + 3)
+    first_item = tl.load(fields + 4)
+    num_splits = tl.load(fields + 5)
+    num_items = tl.load(num_items_ptr)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    if item >= num_items:
+        return
+    g = tl.arange(0, GROUP_ROWS)
+    d = tl.arange(0, HEAD_PADDED)
+    IS_PADDED: tl.constexpr = HEAD_DIM != HEAD_PADDED
+    n = tl.arange(0, BLOCK_N)
+    q_head = head * GROUP + g
+    real = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    q = tl.load(
+        q_ptr + slot * q_stride_b + q_head[:, None] * HEAD_DIM + d[None, :], mask=real, other=0
+    )
+    q = to_dot_dtype(q, DOT_DTYPE)
+    if k_scale_ptr is not None:
+        scale *= tl.load(k_scale_ptr)
+    table = table_ptr + row * table_stride_r
+    k_head = k_ptr + head * kv_stride_n
+    v_head = v_ptr + head * kv_stride_n
+    top = tl.full((GROUP_ROWS,), NO_SCORE, tl.float32)
+    total = tl.zeros((GROUP_ROWS,), tl.float32)
+    acc = tl.zeros((GROUP_ROWS, HEAD_PADDED), tl.float32)
+    for first in range(start, end, BLOCK_N):
+        # Past the end, the last line again: it is at hand, and no value that is not a key's.
+        t = tl.minimum(first + n, end - 1)
+        block = tl.load(table + t // BLOCK_SIZE).to(tl.int64)
+        line = block * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        k = load_lines(
+            k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, DOT_DTYPE
+        )
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        scores = tl.where((first + n < end)[None, :], scores, NO_SCORE)
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_top[:, None])
+        keep = tl.exp2(top - new_top)
+        v = load_lines(
+            v_head + line[:, None] + d[None, :], (d < HEAD_DIM)[None, :], IS_PADDED, DOT_DTYPE
+        )
+        total = total * keep + tl.sum(weights, 1)
+        acc = acc * keep[:, None]
+        acc = tl.dot(weights.to(DOT_DTYPE), v, acc, input_precision="ieee")
+        top = new_top
+    # An item without keys is a padding slot's.
+    acc = acc / tl.where(end > start, total, 1)[:, None]
+    if v_scale_ptr is not None:
+        acc *= tl.load(v_scale_ptr)
+    out = out_ptr + slot * out_stride_b
+    if num_splits == 1:
+        acc = tl.where(end > start, acc, 0)
+        tl.store(
+            out + q_head[:, None] * HEAD_DIM + d[None, :],
+            acc.to(out_ptr.dtype.element_ty),
+            mask=real,
+        )
+    else:
+        num_heads = tl.num_programs(0) * GROUP
+        at = item.to(tl.int64) * num_heads + q_head
+        tl.store(partial_ptr + at[:, None] * HEAD_DIM + d[None, :], acc, mask=real)
+        tl.store(log_sums_ptr + at, top + tl.log2(total), mask=g < GROUP)
+        # Every thread's part must be written before one of them counts the program as done.
+        tl.debug_barrier()
+        arrivals = arrivals_ptr + slot * tl.num_programs(0) + head
+        if tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
+            tl.store(arrivals, 0)
+            _merge(
+                partial_ptr,
+                log_sums_ptr,
+                out,
+                first_item,
+                num_splits,
+                num_heads,
+                head,
+                GROUP,
+                GROUP_PADDED,
+                HEAD_DIM,
+                HEAD_PADDED,
+                BLOCK_SPLITS,
+            )
+
+
+@triton.jit
+def _merge(
+    partial_ptr,
+    log_sums_ptr,
+    out,
+    first_item,
+    num_splits,
+    num_heads,
+    head,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_PADDED: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+):
+    """Write the weighted mean of a slot's partial results."""
+    s = tl.arange(0, BLOCK_SPLITS)
+    g = tl.arange(0, GROUP_PADDED)
+    d = tl.arange(0, HEAD_PADDED)
+    q_head = head * GROUP + g
+    real = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    top = tl.full((GROUP_PADDED,), NO_SCORE, tl.float32)
+    total = tl.zeros((GROUP_PADDED,), tl.float32)
+    acc = tl.zeros((GROUP_PADDED, HEAD_PADDED), tl.float32)
+    for first in range(0, num_splits, BLOCK_SPLITS):
+        split = first + s
+        at = (first_item + split).to(tl.int64)[:, None] * num_heads + q_head[None, :]
+        mask = (split < num_splits)[:, None] & (g < GROUP)[None, :]
+        # Past the first-level cache, which other multiprocessors' writes do not reach.
+        log_sums = tl.load(log_sums_ptr + at, mask=mask, other=NO_SCORE, cache_modifier=".cg")
+        partial = tl.load(
+            partial_ptr + at[:, :, None] * HEAD_DIM + d[None, None, :],
+            mask=mask[:, :, None] & (d < HEAD_DIM)[None, None, :],
+            other=0,
+            cache_modifier=".cg",
+        )
+        new_top = tl.maximum(top, tl.max(log_sums, 0))
+        weights = tl.exp2(log_sums - new_top[None, :])
+        keep = tl.exp2(top - new_top)
+        total = total * keep + tl.sum(weights, 0)
+        acc = acc * keep[:, None] + tl.sum(partial * weights[:, :, None], 0)
+        top = new_top
+    acc = acc / total[:, None]
+    tl.store(out + q_head[:, None] * HEAD_DIM + d[None, :], acc.to(out.dtype.element_ty), mask=real)
