@@ -40,8 +40,15 @@ def mix(value: int) -> int:
 def key_of(seed: int, position: int) -> Key:
     """Return the key of one draw: `position` counts the sequence's output tokens from 0."""
     first, second = (
-        mix(mix(mix(seed ^ lane) ^ seed >> 32) ^ mix(position + lane)) for lane in _LANES
+        mix(half ^ mix(position + lane))
+        for half, lane in zip(seed_lanes(seed), _LANES, strict=True)
     )
+    return first, second
+
+
+def seed_lanes(seed: int) -> Key:
+    """Return the part of a key that does not depend on the position."""
+    first, second = (mix(mix(seed ^ lane) ^ seed >> 32) for lane in _LANES)
     return first, second
 
 

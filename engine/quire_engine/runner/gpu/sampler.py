@@ -1,0 +1,101 @@
+"""Sampling on the GPU: the tokens of a step never leave it before the next step needs them.
+
+The parameters of every live sequence are a line of a table on the GPU, indexed by its persistent
+row. The CPU writes a line when a sequence is admitted and never again: the number of tokens
+generated so far, on which the noise depends, is counted by the kernels.
+
+Legend: B batch slots, R rows of the table, V vocabulary, W words of a line.
+"""
+
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+import torch
+
+from quire_engine.kernels.gpu import sampling_rows as words
+from quire_engine.kernels.gpu.sampling_draw import Boundaries, Partials, pick, score_chunks
+from quire_engine.kernels.gpu.sampling_limits import find_boundaries
+from quire_engine.runner.gpu.sampler_rows import Line, line_of
+from quire_engine.runner.gpu.staging import Staging
+from quire_engine.runner.plan import AdmittedSequence
+from quire_engine.runner.sampling.sampler import Sampler
+
+Mode = Literal["greedy", "random", "full"]
+"""What the kernels of a step must be able to do; each does what the ones before it do, too."""
+
+
+class GpuSampler:
+    """Chooses tokens for up to `max_num_rows` sequences; draws as the CPU's `Sampler` does."""
+
+    def __init__(
+        self,
+        *,
+        max_num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        eos_token_ids: Collection[int] = (),
+        seed: int = 0,
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._rules = Sampler(vocab_size=vocab_size, eos_token_ids=eos_token_ids, seed=seed)
+        self._table_RW = torch.zeros(
+            max_num_rows, words.NUM_WORDS.value, dtype=torch.int32, device=device
+        )
+        self._boundaries = Boundaries.empty(max_num_rows, device)
+        self._partials = Partials.empty(max_num_rows, vocab_size, device)
+        self._lines: dict[int, Line] = {}
+        self._staged: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def stage(self, row: int, sequence: AdmittedSequence) -> Mode:
+        """Take note of a new sequence of a row, and return the mode that its steps need."""
+        admitted = self._rules.admit(sequence)
+        self._lines[row] = line_of(admitted, self._vocab_size)
+        return "greedy" if admitted.is_greedy else "random"
+
+    def put_staged(self, staging: Staging) -> None:
+        """Add what was staged to this step's copy."""
+        if self._lines:
+            rows = np.fromiter(self._lines, dtype=np.int64, count=len(self._lines))
+            lines = np.stack(list(self._lines.values()))
+            self._staged = staging.put(rows), staging.put(lines)
+            self._lines = {}
+
+    def apply_staged(self) -> None:
+        """Write what was staged to the table, once its copy was sent on the current stream."""
+        if self._staged is not None:
+            rows, lines = self._staged
+            self._table_RW.index_copy_(0, rows, lines)
+            self._staged = None
+
+    def sample(
+        self,
+        logits_BV: torch.Tensor,
+        rows_B: torch.Tensor,
+        tokens_out_B: torch.Tensor,
+        is_bad_out_B: torch.Tensor,
+        last_token_R: torch.Tensor,
+        mode: Mode,
+    ) -> None:
+        """Choose the next token of each slot, and count the rows' positions up.
+
+        Writes int32: `tokens_out_B`, the same to `last_token_R[rows_B]`, and to `is_bad_out_B` 1
+        for a row whose logits hold NaN or +inf. Launches kernels and nothing else: it can be
+        captured. Columns of the logits from the vocabulary's size on are padding.
+        """
+        boundaries = None
+        if mode != "greedy":
+            boundaries = self._boundaries
+            find_boundaries(logits_BV, self._vocab_size, self._table_RW, rows_B, boundaries)
+        score_chunks(
+            logits_BV, self._vocab_size, self._table_RW, rows_B, boundaries, self._partials
+        )
+        pick(
+            self._partials,
+            self._vocab_size,
+            self._table_RW,
+            rows_B,
+            tokens_out_B,
+            is_bad_out_B,
+            last_token_R,
+        )
