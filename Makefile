@@ -34,8 +34,9 @@ lint: .venv/installed ## Format, lint, types, import contracts, generated files
 fix: .venv/installed ## Format, and apply safe lint fixes
 	$(RUN)ruff check --fix .
 	$(RUN)ruff format .
-generate: .venv/installed ## Rebuild every generated file: gRPC stubs, requirements.lock
+generate: .venv/installed ## Rebuild what is generated: gRPC stubs, requirements.lock, chart files, manifests
 	$(RUN)python -m grpc_tools.protoc -I engine --python_out=engine --pyi_out=engine \
 	  --grpc_python_out=engine $(PROTO)
+	PYTHONPATH=charts $(RUN)python -m chart_tools
 	$(RUN)uv pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 	  --generate-hashes --no-header -o requirements.lock pyproject.toml
