@@ -1,0 +1,20 @@
+"""`python -m chart_tools`: rebuild what is generated, in place."""
+
+import sys
+from pathlib import Path
+
+from chart_tools.generated import GENERATORS, chart_files
+
+
+def main() -> int:
+    """Write every generated file; later ones are made from earlier ones."""
+    root = Path(__file__).parents[2]
+    files = chart_files(root, helm=Path(sys.executable).with_name("helm"))
+    for generator in GENERATORS:
+        path, text = generator(files)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Which files are generated, and from what. In order: each may read what those before it made."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from chart_tools.manifests import install_manifest
+from chart_tools.readme import fill_readme
+from chart_tools.schema import build_schema
+from chart_tools.values import read_values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChartFiles:
+    """Where the chart and what is made of it lie."""
+
+    helm: Path
+    crd_source: Path
+    chart: Path
+    manifests: Path
+
+
+def chart_files(root: Path, *, helm: Path) -> ChartFiles:
+    """Return the places below the repository's root."""
+    return ChartFiles(
+        helm=helm,
+        crd_source=root / "crds" / "llmdeployments.quire.dev.yaml",
+        chart=root / "charts" / "quire",
+        manifests=root / "manifests",
+    )
+
+
+def crd_copy(files: ChartFiles) -> tuple[Path, str]:
+    """Copy the CRD into the chart: helm reads only files of its own."""
+    return files.chart / "files" / files.crd_source.name, files.crd_source.read_text()
+
+
+def values_schema(files: ChartFiles) -> tuple[Path, str]:
+    """Make values.schema.json from the documented values."""
+    schema = build_schema(read_values((files.chart / "values.yaml").read_text()))
+    return files.chart / "values.schema.json", json.dumps(schema, indent=2) + "\n"
+
+
+def readme(files: ChartFiles) -> tuple[Path, str]:
+    """Make the README's table from the documented values."""
+    path = files.chart / "README.md"
+    values = read_values((files.chart / "values.yaml").read_text())
+    return path, fill_readme(path.read_text(), values)
+
+
+def install(files: ChartFiles) -> tuple[Path, str]:
+    """Make install.yaml from the chart's defaults."""
+    return files.manifests / "install.yaml", install_manifest(files.helm, files.chart)
+
+
+GENERATORS: tuple[Callable[[ChartFiles], tuple[Path, str]], ...] = (
+    crd_copy,
+    values_schema,
+    readme,
+    install,
+)
