@@ -8,14 +8,14 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
 _ABSENT = object()
 
 
-class Misfit(ValueError):
+class MisfitError(ValueError):
     """A value is not of the field's type; the message has its path."""
 
 
@@ -23,16 +23,16 @@ def decode(cls: type[T], data: Any, path: str) -> T:
     """Return `data` as an instance of the dataclass `cls`. Unknown keys are ignored.
 
     Raises:
-        Misfit: a required field is missing, or a value is of another type.
+        MisfitError: a required field is missing, or a value is of another type.
     """
     if not isinstance(data, Mapping):
-        raise Misfit(f"{path} must be an object, not {_shown(data)}")
+        raise MisfitError(f"{path} must be an object, not {_shown(data)}")
     values = {}
-    for name, key, hint, required in _schema(cls):
+    for name, key, hint, required in _schema(cast(Any, cls)):
         value = data.get(key, _ABSENT)
         if value is _ABSENT or value is None:
             if required:
-                raise Misfit(f"{path}.{key} is required")
+                raise MisfitError(f"{path}.{key} is required")
             continue
         values[name] = _value(hint, value, f"{path}.{key}")
     return cls(**values)
@@ -45,7 +45,7 @@ def json_name(name: str) -> str:
 
 
 @lru_cache
-def _schema(cls: type[Any]) -> tuple[tuple[str, str, Any, bool], ...]:
+def _schema(cls: Any) -> tuple[tuple[str, str, Any, bool], ...]:
     hints = get_type_hints(cls)
     return tuple(
         (field.name, json_name(field.name), hints[field.name], _is_required(field))
@@ -64,16 +64,16 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value not in arguments:
             allowed = ", ".join(map(str, arguments))
-            raise Misfit(f"{path} must be one of {allowed}; not {_shown(value)}")
+            raise MisfitError(f"{path} must be one of {allowed}; not {_shown(value)}")
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise Misfit(f"{path} must be a list, not {_shown(value)}")
+            raise MisfitError(f"{path} must be a list, not {_shown(value)}")
         item = arguments[0]
         return tuple(_value(item, entry, f"{path}[{i}]") for i, entry in enumerate(value))
     if origin is not None:
         return _mapping(arguments[1], value, path)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return decode(hint, value, path)
     return _scalar(hint, value, path)
 
@@ -83,13 +83,13 @@ def _one_of(hints: tuple[Any, ...], value: Any, path: str) -> Any:
     if len(hints) == 1:
         return _value(hints[0], value, path)
     if isinstance(value, bool) or not isinstance(value, hints):
-        raise Misfit(f"{path} must be a number or a text, not {_shown(value)}")
+        raise MisfitError(f"{path} must be a number or a text, not {_shown(value)}")
     return value
 
 
 def _mapping(hint: Any, value: Any, path: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Misfit(f"{path} must be an object, not {_shown(value)}")
+        raise MisfitError(f"{path} must be an object, not {_shown(value)}")
     if hint is Any:
         return dict(value)
     return {str(key): _value(hint, entry, f"{path}.{key}") for key, entry in value.items()}
@@ -99,7 +99,7 @@ def _scalar(hint: Any, value: Any, path: str) -> Any:
     # bool is an int in Python, but not in JSON.
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         names = {str: "a text", int: "a whole number", bool: "true or false"}
-        raise Misfit(f"{path} must be {names[hint]}, not {_shown(value)}")
+        raise MisfitError(f"{path} must be {names[hint]}, not {_shown(value)}")
     return value
 
 

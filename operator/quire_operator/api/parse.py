@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quire_operator.api.decode import Misfit, decode
+from quire_operator.api.decode import MisfitError, decode
 from quire_operator.api.source import UNSUPPORTED_SCHEMES, Source
 from quire_operator.api.spec import DeploymentSpec
 
@@ -43,7 +43,7 @@ def parse_spec(deployment: Mapping[str, Any]) -> DeploymentSpec | Problem:
         )
     try:
         spec = decode(DeploymentSpec, deployment.get("spec"), "spec")
-    except Misfit as error:
+    except MisfitError as error:
         return Problem("Invalid", f"{error}; correct it with `kubectl edit llmd {name}`")
     for check in _CHECKS:
         if problem := check(spec):

@@ -1,7 +1,7 @@
 """The spec of an LLMDeployment, as the CRD describes it: fields, types and defaults.
 
-Meanings are in the CRD and on the page that is generated from it; a test keeps the two alike. A field
-that is None has no default there: whoever reads it decides.
+Meanings are in the CRD and on the page that is generated from it; a test keeps the two alike. A
+field that is None has no default there: whoever reads it decides.
 """
 
 from collections.abc import Mapping

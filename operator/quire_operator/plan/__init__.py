@@ -21,8 +21,8 @@ from quire_operator.plan.labels import (
     FIELD_MANAGER,
     MANAGED_BY,
     SPEC_HASH_ANNOTATION,
-    referenced_objects,
 )
+from quire_operator.plan.references import referenced_objects
 from quire_operator.plan.settings import OperatorSettings
 
 __all__ = [
