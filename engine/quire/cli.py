@@ -12,6 +12,7 @@ COMMANDS = {
     "engine": "one engine: gRPC server in front of one model",
     "router": "the OpenAI gateway in front of engines that run elsewhere",
     "chat": "talk to a served model in the terminal",
+    "plan": "which GPUs hold a model, and how many tokens they then cache",
     "bench": "measure: latency, throughput, serve, compare",
     "health": "ask an engine, a router or an operator whether it serves",
     "version": "print versions of Quire, Python, torch and the device",

@@ -19,7 +19,7 @@ def require_extra(*extras: str) -> None:
         MissingExtraError: naming the packages and the command that installs them.
     """
     missing = {
-        extra: [name for name in MODULES_OF_EXTRA[extra] if importlib.util.find_spec(name) is None]
+        extra: [name for name in MODULES_OF_EXTRA[extra] if not is_installed(name)]
         for extra in extras
     }
     absent = sorted({name for names in missing.values() for name in names})
@@ -28,3 +28,8 @@ def require_extra(*extras: str) -> None:
         raise MissingExtraError(
             f"not installed: {', '.join(absent)}; run: pip install 'quire[{needed}]'"
         )
+
+
+def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
