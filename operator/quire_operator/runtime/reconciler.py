@@ -1,0 +1,156 @@
+"""One key: what there is, what should be, and the writes between the two."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from quire_operator.errors import ConflictError, KubeError, NotFoundError
+from quire_operator.plan import (
+    Manifest,
+    Observed,
+    OperatorSettings,
+    Plan,
+    object_key,
+    plan,
+    referenced_objects,
+)
+from quire_operator.runtime.applier import Applier, DeploymentGoneError, Outcome
+from quire_operator.runtime.discovery import ServerApis
+from quire_operator.runtime.kube import KubeApi
+from quire_operator.runtime.metrics import DeploymentKey, OperatorMetrics
+from quire_operator.runtime.recorder import EventRecorder
+from quire_operator.runtime.references import References
+from quire_operator.runtime.reports import status_patch, with_apply_errors
+from quire_operator.runtime.resources import DEPLOYMENTS
+from quire_operator.runtime.store import Store
+
+logger = logging.getLogger(__name__)
+
+Planner = Callable[[Manifest, Observed, OperatorSettings], Plan]
+
+_ABSENT_RECHECK_S = 10.0
+"""How soon to look again for a Secret or claim that a spec names and nobody has made yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a reconcile ended, when it did not fail."""
+
+    requeue_after_s: float | None = None
+    error: KubeError | None = None
+    """Why some object could not be applied; the rest is done."""
+
+
+class Reconciler:
+    """Brings one deployment at a time to what its spec says. Safe to run at any moment."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        store: Store,
+        applier: Applier,
+        recorder: EventRecorder,
+        references: References,
+        metrics: OperatorMetrics,
+        settings: OperatorSettings,
+        *,
+        apis: Callable[[], ServerApis],
+        now: Callable[[], datetime],
+        planner: Planner = plan,
+    ) -> None:
+        self._api = api
+        self._store = store
+        self._applier = applier
+        self._recorder = recorder
+        self._references = references
+        self._metrics = metrics
+        self._settings = settings
+        self._apis = apis
+        self._now = now
+        self._planner = planner
+
+    async def reconcile(self, key: DeploymentKey) -> Result:
+        """Plan for a key and carry the plan out.
+
+        Raises:
+            KubeError: another try may succeed.
+        """
+        deployment = self._store.deployments.get(key)
+        if deployment is None:
+            self._applier.forget(self._store.children(key))
+            return Result()
+        if deployment["metadata"].get("deletionTimestamp"):
+            # Owner references do the rest; writing now would only race the collector.
+            return Result()
+        try:
+            return await self._carry_out(key, deployment)
+        except DeploymentGoneError:
+            logger.info("deployment gone namespace=%s name=%s", *key)
+            return Result()
+
+    async def _carry_out(self, key: DeploymentKey, deployment: Manifest) -> Result:
+        observed = await self._observe(key, deployment)
+        wanted = self._planner(deployment, observed, self._settings)
+        outcome = await self._applier.apply(deployment, wanted.objects, observed.children)
+        if not outcome.errors:
+            outcome.num_writes += await self._applier.delete(wanted.deletions)
+        status = with_apply_errors(wanted.status, deployment, outcome.errors, observed.now)
+        await self._report(deployment, status)
+        for event in wanted.events:
+            self._recorder.post(deployment, event)
+        self._log(key, outcome)
+        delays = [wanted.requeue_after_s] if wanted.requeue_after_s is not None else []
+        if not all(observed.referenced.values()):
+            delays.append(_ABSENT_RECHECK_S)
+        error = next(iter(outcome.errors.values()), None)
+        return Result(min(delays, default=None), error)
+
+    async def _observe(self, key: DeploymentKey, deployment: Manifest) -> Observed:
+        referenced = await self._references.look_up(referenced_objects(deployment))
+        apis = self._apis()
+        return Observed(
+            children=self._store.children(key),
+            pods=self._store.pods(key),
+            nodes=self._store.nodes,
+            apis=apis.names,
+            now=self._now(),
+            referenced=referenced,
+            server_version=apis.version,
+        )
+
+    async def _report(self, deployment: Manifest, status: Manifest) -> None:
+        patch = status_patch(deployment.get("status") or {}, status)
+        if not patch:
+            return
+        metadata = deployment["metadata"]
+        # The version makes the server refuse a report about a spec that is not the latest.
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}
+        self._metrics.writes.labels("status", DEPLOYMENTS.kind).inc()
+        try:
+            answer = await self._api.patch_status(
+                DEPLOYMENTS, metadata["namespace"], metadata["name"], body
+            )
+        except NotFoundError:
+            self._store.discard(DEPLOYMENTS, object_key(deployment), metadata["uid"])
+            raise DeploymentGoneError from None
+        except ConflictError:
+            await self._refresh(deployment)
+            raise
+        self._store.put_answer(DEPLOYMENTS, answer)
+
+    async def _refresh(self, deployment: Manifest) -> None:
+        metadata = deployment["metadata"]
+        try:
+            fresh = await self._api.get(DEPLOYMENTS, metadata["namespace"], metadata["name"])
+        except NotFoundError:
+            self._store.discard(DEPLOYMENTS, object_key(deployment), metadata["uid"])
+            raise DeploymentGoneError from None
+        self._store.put_answer(DEPLOYMENTS, fresh)
+
+    def _log(self, key: DeploymentKey, outcome: Outcome) -> None:
+        if outcome.num_writes or outcome.errors:
+            logger.info(
+                "deployment reconciled namespace=%s name=%s num_writes=%d num_refused=%d",
+                *key, outcome.num_writes, len(outcome.errors),
+            )  # fmt: skip
