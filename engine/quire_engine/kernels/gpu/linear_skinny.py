@@ -1,0 +1,225 @@
+"""A few rows times a weight, with tensor cores: few rows must not slow down reading the weight.
+
+Legend: T tokens, I inputs, O outputs, S splits of I.
+
+A program takes all tokens, a few outputs, and one of S parts of I. It fetches the start of its
+weights into the L2 cache before it waits for the kernel ahead of it. With several parts, whoever
+finishes an output tile last adds the parts up, in their order: the bits do not depend on who.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from quire_engine.kernels.gpu.launch import dependent_launch
+
+LINE = 128
+"""Bytes of a cache line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkinnyTiles:
+    """How a skinny product is cut."""
+
+    max_tokens: int
+    """Rows of the tile of x: 16, 32, 64 or 128."""
+    columns: int
+    """Outputs of a program."""
+    depth: int
+    """Inputs of a tile."""
+    splits: int = 1
+    """Parts of the inputs; each must be a multiple of `depth`."""
+    weight_first: bool = False
+    """Make the weight the left factor, which suits Hopper's instruction for 64 rows and more."""
+    prefetch: int = 0
+    """Inputs of each row that are fetched into the L2 cache ahead; a power of two or 0."""
+    num_warps: int = 4
+    num_stages: int = 4
+
+    def fits(self, num_inputs: int, num_outputs: int) -> bool:
+        """Tell whether a weight can be cut so."""
+        is_whole = num_inputs % (self.splits * self.depth) == 0
+        return is_whole and num_outputs % self.columns == 0
+
+    def num_tiles(self, num_outputs: int) -> int:
+        """Return how many counters a split product of `num_outputs` needs."""
+        return num_outputs // self.columns
+
+
+def skinny(
+    x_TI: torch.Tensor,
+    weight_OI: torch.Tensor,
+    out_TO: torch.Tensor,
+    tiles: SkinnyTiles,
+    counters: torch.Tensor | None = None,
+    *,
+    bias_O: torch.Tensor | None = None,
+    adds: bool = False,
+    gated: bool = False,
+) -> None:
+    """Write x W^T + b; `adds` and `gated` as in `gemv`.
+
+    `counters`, int32 and zero, one per `columns` outputs, are needed with several splits; they
+    are zero again when the product is done.
+    """
+    (num_tokens, width), num_rows = x_TI.shape, weight_OI.shape[0]
+    num_outputs = num_rows // 2 if gated else num_rows
+    assert num_tokens <= tiles.max_tokens, f"{num_tokens} rows; {tiles.max_tokens} at most"
+    assert tiles.fits(width, num_outputs), f"{tiles} cannot cut {num_outputs} x {width}"
+    partial = out_TO
+    if tiles.splits > 1:
+        assert counters is not None, "splits need counters"
+        partial = torch.empty(
+            tiles.splits * (2 if gated else 1) * num_tokens * num_outputs,
+            dtype=torch.float32,
+            device=x_TI.device,
+        )
+    _skinny_kernel[(tiles.num_tiles(num_outputs), tiles.splits)](
+        x_TI,
+        weight_OI,
+        x_TI if bias_O is None else bias_O,
+        out_TO,
+        partial,
+        x_TI if counters is None else counters,
+        x_TI.stride(0),
+        out_TO.stride(0),
+        num_tokens,
+        num_outputs,
+        width,
+        TOKENS=tiles.max_tokens,
+        COLUMNS=tiles.columns,
+        DEPTH=tiles.depth,
+        SPLITS=tiles.splits,
+        WEIGHT_FIRST=tiles.weight_first,
+        PREFETCH=tiles.prefetch if x_TI.is_cuda else 0,
+        LINE=LINE // weight_OI.element_size(),
+        HAS_BIAS=bias_O is not None,
+        ADDS=adds,
+        GATED=gated,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        **dependent_launch(x_TI.device),
+    )
+
+
+@triton.jit
+def prefetch_rows(row_ptr, PREFETCH: tl.constexpr, LINE: tl.constexpr):
+    """Fetch the first PREFETCH numbers of some rows, (O, 1) pointers, into the L2 cache."""
+    lines = row_ptr + (tl.arange(0, PREFETCH // LINE) * LINE)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [lines.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def _multiply(x, w, acc, WEIGHT_FIRST: tl.constexpr):
+    if WEIGHT_FIRST:
+        return tl.dot(w, tl.trans(x), acc)
+    else:
+        return tl.dot(x, tl.trans(w), acc)
+
+
+@triton.jit
+def _rows(pair, WEIGHT_FIRST: tl.constexpr):
+    return tl.trans(pair) if WEIGHT_FIRST else pair
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _skinny_kernel(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    out_ptr,
+    partial_ptr,
+    counters_ptr,
+    x_stride_t,
+    out_stride_t,
+    num_tokens,
+    num_outputs,
+    width,
+    TOKENS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    ADDS: tl.constexpr,
+    GATED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Compute COLUMNS outputs of all tokens, over one part of the inputs."""
+    s = tl.program_id(1)
+    o = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    t = tl.arange(0, TOKENS)
+    i = tl.arange(0, DEPTH)
+    # In this form the compiler sees that a part starts where 16-byte loads may.
+    part = width // (SPLITS * DEPTH) * DEPTH
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    row = w_ptr + o[:, None].to(tl.int64) * width + s * part
+    up_offset = num_outputs.to(tl.int64) * width
+    if PREFETCH > 0:
+        prefetch_rows(row, PREFETCH, LINE)
+        if GATED:
+            prefetch_rows(row + up_offset, PREFETCH, LINE)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    is_token = (t < num_tokens)[:, None]
+    x_row = x_ptr + t[:, None] * x_stride_t + s * part + i[None, :]
+    row += i[None, :]
+    if WEIGHT_FIRST:
+        acc = tl.zeros((COLUMNS, TOKENS), tl.float32)
+        up_acc = tl.zeros((COLUMNS, TOKENS), tl.float32)
+    else:
+        acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
+        up_acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    for start in range(0, part, DEPTH):
+        x = tl.load(x_row + start, mask=is_token, other=0)
+        w = tl.load(row + start, eviction_policy="evict_first")
+        acc = _multiply(x, w, acc, WEIGHT_FIRST)
+        if GATED:
+            up_w = tl.load(row + up_offset + start, eviction_policy="evict_first")
+            up_acc = _multiply(x, up_w, up_acc, WEIGHT_FIRST)
+    y = _rows(acc, WEIGHT_FIRST)
+    if GATED:
+        up = _rows(up_acc, WEIGHT_FIRST)
+    mask = is_token & (o < num_outputs)[None, :]
+    is_last = True
+    if SPLITS > 1:
+        place = partial_ptr + t[:, None] * num_outputs + o[None, :]
+        size = num_tokens * num_outputs
+        tl.store(place + s * size, y, mask=mask)
+        if GATED:
+            tl.store(place + (SPLITS + s) * size, up, mask=mask)
+        # All threads' parts must be out before one thread says so.
+        tl.debug_barrier()
+        is_last = tl.atomic_add(counters_ptr + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+        if is_last:
+            y = tl.zeros((TOKENS, COLUMNS), tl.float32)
+            for p in range(SPLITS):
+                y += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
+            if GATED:
+                up = tl.zeros((TOKENS, COLUMNS), tl.float32)
+                for p in range(SPLITS, 2 * SPLITS):
+                    up += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
+            tl.store(counters_ptr + tl.program_id(0), 0)
+    if is_last:
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + o).to(tl.float32)[None, :]
+            if GATED:
+                up += tl.load(bias_ptr + num_outputs + o).to(tl.float32)[None, :]
+        if GATED:
+            y = y * tl.sigmoid(y) * up
+        place_out = out_ptr + t[:, None] * out_stride_t + o[None, :]
+        if ADDS:
+            y += tl.load(place_out, mask=mask, other=0).to(tl.float32)
+        tl.store(place_out, y.to(out_ptr.dtype.element_ty), mask=mask)
