@@ -6,13 +6,13 @@
 {{/* Prefix of every object: the release, unless it already says what it is. */}}
 {{- define "quire.fullname" -}}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
+{{- .Values.fullnameOverride | trunc 45 | trimSuffix "-" }}
 {{- else }}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- if contains $name .Release.Name }}
-{{- .Release.Name | trunc 50 | trimSuffix "-" }}
+{{- .Release.Name | trunc 45 | trimSuffix "-" }}
 {{- else }}
-{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- printf "%s-%s" .Release.Name $name | trunc 45 | trimSuffix "-" }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -79,4 +79,46 @@ app.kubernetes.io/component: operator
 - --engine-image={{ include "quire.image" (list . .Values.engine.image) }}
 - --router-image={{ include "quire.image" (list . .Values.router.image) }}
 - --image-pull-policy={{ .Values.engine.image.pullPolicy }}
+{{- with .Values.global.imagePullSecrets }}
+{{- $names := list }}
+{{- range . }}{{ $names = append $names .name }}{{ end }}
+- --image-pull-secrets={{ join "," $names }}
+{{- end }}
+{{- with .Values.watchNamespaces }}
+- --watch-namespaces={{ join "," . }}
+{{- end }}
+{{- if not .Values.rbac.nodes }}
+- --no-watch-nodes
+{{- end }}
+- --lease-name={{ include "quire.operatorName" . }}
+- --cluster-domain={{ .Values.clusterDomain }}
+{{- with .Values.placement.nodes }}
+- --node-selector={{ . }}
+{{- end }}
+{{- with .Values.placement.nvlinkLabel }}
+- --nvlink-label={{ . }}
+{{- end }}
+{{- with .Values.placement.tolerations }}
+- {{ printf "--default-tolerations=%s" (toJson .) | toJson }}
+{{- end }}
+{{- if not .Values.networkPolicy.enabled }}
+- --no-network-policies
+{{- end }}
+{{- with .Values.networkPolicy.metricsNamespaces }}
+- --metrics-namespaces={{ join "," . }}
+{{- end }}
+{{- if not .Values.metrics.podMonitor.enabled }}
+- --no-pod-monitors
+{{- else if .Values.metrics.podMonitor.labels }}
+{{- $labels := list }}
+{{- range $key, $value := .Values.metrics.podMonitor.labels }}{{ $labels = append $labels (printf "%s=%s" $key $value) }}{{ end }}
+- --pod-monitor-labels={{ join "," $labels }}
+{{- end }}
+- --metrics-address=:{{ include "quire.metricsPort" . }}
+- --health-address=:{{ include "quire.healthPort" . }}
+- --log-level={{ .Values.operator.logLevel }}
+- --log-format={{ .Values.operator.logFormat }}
+{{- with .Values.operator.extraArgs }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}

@@ -45,6 +45,12 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- if .Values.rbac.secrets }}
+# Only their metadata is asked for, which RBAC cannot express.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
 # What is used where the cluster has it.
 - apiGroups: [monitoring.coreos.com]
   resources: [podmonitors]
