@@ -24,6 +24,8 @@ class OperatorSettings:
     """Labels that the Prometheus of this cluster selects PodMonitors by."""
     nvlink_label: tuple[str, str] | None = None
     """Label (key, value) of nodes whose GPUs share NVLink, where their products do not say it."""
+    prometheus_address: str = ""
+    """URL of the Prometheus that KEDA asks where a deployment names none."""
     network_policies: bool = True
     """Whether deployments may have NetworkPolicies at all."""
     pod_monitors: bool = True
