@@ -14,6 +14,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
 BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 """Enough to keep a device busy, few enough for decodes not to wait long for prefills."""
+KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -80,12 +81,12 @@ class CacheConfig:
     )
     num_gpu_blocks_override: int | None = option(None, "number of blocks, whatever memory says")
     kv_cache_dtype: str = option(
-        "auto", "type of cached keys and values; auto: as dtype", choices=("auto",)
+        "auto", "type of cached keys and values; auto: as dtype; fp8: e4m3", choices=KV_CACHE_DTYPES
     )
 
     def __post_init__(self) -> None:
         _check_choice("block_size", self.block_size, BLOCK_SIZES)
-        _check_choice("kv_cache_dtype", self.kv_cache_dtype, ("auto",))
+        _check_choice("kv_cache_dtype", self.kv_cache_dtype, KV_CACHE_DTYPES)
         if not 0.0 < self.gpu_memory_utilization <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization must be in (0, 1], not {self.gpu_memory_utilization}"
@@ -145,6 +146,9 @@ class DeviceConfig:
 
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = option(1, "GPUs that share each layer", short="tp")
+    batch_invariant: bool = option(
+        False, "GPU: the same results for a sequence whatever else is in its batch; slower"
+    )
 
     def __post_init__(self) -> None:
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))

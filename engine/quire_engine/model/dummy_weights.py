@@ -15,12 +15,12 @@ POOL = 1 << 20
 
 
 def make_dummy(
-    spec: ModelSpec, dtype: torch.dtype, seed: int
+    spec: ModelSpec, dtype: torch.dtype, seed: int, device: torch.device | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every checkpoint tensor of a model, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     # An odd length, so that rows of a power-of-two width all differ.
-    pool = torch.empty(POOL + 1).uniform_(-SPREAD, SPREAD, generator=generator).to(dtype)
+    pool = torch.empty(POOL + 1).uniform_(-SPREAD, SPREAD, generator=generator).to(device, dtype)
     offset = 0
     for parameter in parameters(spec):
         for source in parameter.sources:

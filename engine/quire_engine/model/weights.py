@@ -97,8 +97,13 @@ def num_parameters(spec: ModelSpec) -> int:
     return sum(prod(parameter.shape) for parameter in parameters(spec))
 
 
-def assemble(spec: ModelSpec, tensors: NamedTensors, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Stack checkpoint tensors into the decoder's parameters, converted to `dtype`.
+def assemble(
+    spec: ModelSpec,
+    tensors: NamedTensors,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> dict[str, torch.Tensor]:
+    """Stack checkpoint tensors into the decoder's parameters on `device`, converted to `dtype`.
 
     Raises:
         ConfigError: tensors missing, unknown or of the wrong shape; the message names them.
@@ -114,7 +119,7 @@ def assemble(spec: ModelSpec, tensors: NamedTensors, dtype: torch.dtype) -> dict
     for name, tensor in tensors:
         slot = slots.pop(name, None)
         if slot is not None:
-            _fill(weights, *slot, name, tensor, dtype)
+            _fill(weights, *slot, name, tensor, dtype, device)
         elif not _is_ignorable(spec, name):
             unknown.append(name)
     _check_names("lacks", list(slots))
@@ -129,6 +134,7 @@ def _fill(
     name: str,
     tensor: torch.Tensor,
     dtype: torch.dtype,
+    device: torch.device | None,
 ) -> None:
     expected = (rows.stop - rows.start, *parameter.row_shape)
     if tuple(tensor.shape) != expected:
@@ -136,7 +142,7 @@ def _fill(
             f"tensor {name} has shape {tuple(tensor.shape)}; the config asks for {expected}"
         )
     if parameter.name not in weights:
-        weights[parameter.name] = torch.empty(parameter.shape, dtype=dtype)
+        weights[parameter.name] = torch.empty(parameter.shape, dtype=dtype, device=device)
     weights[parameter.name][rows].copy_(tensor)
 
 

@@ -1,9 +1,7 @@
 """From a configuration to a runner that is ready for its first request."""
 
 import logging
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +21,8 @@ from quire_engine.model.weights import NamedTensors, assemble, num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.memory import KvCache, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
+from quire_engine.runner.phases import Phases
+from quire_engine.runner.plan import ModelRunner
 from quire_engine.runner.sampling.sampler import Sampler
 from quire_engine.runner.torch_model import StepModel, TorchModel
 from quire_engine.runner.warm_up import warm_up
@@ -54,36 +54,51 @@ class WeightSource(Protocol):
     def eos_token_ids(self) -> Collection[int]: ...
 
 
-class Phases:
-    """Times the phases of loading, and says so in the log."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def time(self, name: str) -> Iterator[None]:
-        """Time what runs inside, under a name."""
-        started_at = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started_at
-        logger.info("loading phase=%s duration_s=%.3f", name, self.seconds[name])
-
-
-def build_runner(config: EngineConfig) -> CpuRunner:
+def build_runner(config: EngineConfig) -> ModelRunner:
     """Resolve the model of a configuration, load it, size its cache and warm it up.
 
     Raises:
         ConfigError: the model, the device or a limit cannot work; the message says why.
     """
     phases = Phases()
-    _check_device(config)
+    device = resolve_device(config)
     with phases.time("resolve"):
         source = resolve(config.model)
+    if device == "cuda":
+        return load_gpu_runner(config, source, phases)
     return load_runner(config, source, phases)
 
 
+def load_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> ModelRunner:
+    """Load a resolved model onto a GPU."""
+    # Imported here: Triton is for GPUs alone.
+    from quire_engine.runner.gpu.build import GpuBuilder
+    from quire_engine.runner.gpu.memory import used_bytes
+
+    spec, device = read_spec(source.config), torch.device("cuda", 0)
+    dtype = resolve_gpu_dtype(config.model.dtype, spec)
+    with phases.time("context"):
+        torch.cuda.set_device(device)
+        others_bytes = used_bytes(device)
+    with torch.inference_mode():
+        with phases.time("weights"):
+            tensors = _tensors(config, source, spec, dtype, device)
+            weights = assemble(spec, tensors, dtype, device)
+        builder = GpuBuilder(
+            config,
+            spec,
+            eos_token_ids=source.eos_token_ids,
+            others_bytes=others_bytes,
+            device=device,
+        )
+        runner = builder.build(weights, phases)
+    runner.load_report = phases.seconds
+    _log_loaded(spec, dtype, runner)
+    return runner
+
+
 def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> CpuRunner:
-    """Load a resolved model; `build_runner` without looking for the model."""
+    """Load a resolved model onto the CPU."""
     spec, dtype = read_spec(source.config), resolve_dtype(config.model.dtype)
     limits, block_size = resolve_limits(config, spec, dtype), config.cache.block_size
     with torch.inference_mode():
@@ -109,15 +124,19 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
     with phases.time("warm_up"):
         warm_up(runner, block_size=block_size)
     runner.load_report = phases.seconds
+    _log_loaded(spec, dtype, runner)
+    return runner
+
+
+def _log_loaded(spec: ModelSpec, dtype: torch.dtype, runner: ModelRunner) -> None:
     logger.info(
         "model loaded architecture=%s num_parameters=%d dtype=%s num_blocks=%d max_model_len=%d",
         spec.architecture,
         num_parameters(spec),
         str(dtype).removeprefix("torch."),
-        limits.num_blocks,
-        limits.max_model_len,
+        runner.num_blocks,
+        runner.max_model_len,
     )
-    return runner
 
 
 def make_model(
@@ -146,22 +165,41 @@ def _has_native_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _check_device(config: EngineConfig) -> None:
+def resolve_gpu_dtype(name: str, spec: ModelSpec) -> torch.dtype:
+    """Return the type to compute in; auto is the checkpoint's, if a GPU is fast at it."""
+    if name != "auto":
+        return DTYPES[name]
+    return torch.float16 if spec.dtype in ("float16", "torch.float16") else torch.bfloat16
+
+
+def resolve_device(config: EngineConfig) -> str:
+    """Return the kind of device to run on; auto is a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device, or not as many as asked for.
+    """
     device = config.device
-    if device.device == "cuda":
-        reason = "there is no CUDA device" if not torch.cuda.is_available() else "it cannot use one"
-        raise ConfigError(f"device='cuda' is not possible: {reason}; use 'cpu' or 'auto'")
-    if device.tensor_parallel_size != 1:
+    num_gpus = 0 if device.device == "cpu" else torch.cuda.device_count()
+    if device.device == "cuda" and not num_gpus:
+        raise ConfigError(
+            "device='cuda' is not possible: there is no CUDA device; use 'cpu' or 'auto'"
+        )
+    if not num_gpus and device.tensor_parallel_size != 1:
         raise ConfigError(
             f"tensor_parallel_size={device.tensor_parallel_size} needs as many GPUs; a CPU takes 1"
         )
+    return "cuda" if num_gpus else "cpu"
 
 
 def _tensors(
-    config: EngineConfig, source: WeightSource, spec: ModelSpec, dtype: torch.dtype
+    config: EngineConfig,
+    source: WeightSource,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> NamedTensors:
     if source.format == "dummy":
-        return make_dummy(spec, dtype, config.model.seed)
+        return make_dummy(spec, dtype, config.model.seed, device)
     if source.format == "gguf":
         # Imported here: the gguf package is not needed for anything else.
         from quire_engine.model.gguf_weights import read_gguf

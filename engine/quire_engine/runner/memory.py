@@ -24,8 +24,14 @@ class Limits:
     """What a configuration comes to on one device with one model."""
 
     num_blocks: int
+    block_size: int
     max_model_len: int
     max_num_batched_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the whole cache holds."""
+        return self.num_blocks * self.block_size
 
 
 class KvCache:
@@ -76,12 +82,18 @@ def resolve_limits(config: EngineConfig, spec: ModelSpec, dtype: torch.dtype) ->
             )
     return Limits(
         num_blocks=num_blocks,
-        max_model_len=_max_model_len(config, spec, num_blocks),
+        block_size=size,
+        max_model_len=resolve_max_model_len(config, spec, num_blocks),
         max_num_batched_tokens=config.scheduler.token_budget("cpu"),
     )
 
 
-def _max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> int:
+def resolve_max_model_len(config: EngineConfig, spec: ModelSpec, num_blocks: int) -> int:
+    """Return the longest sequence: as configured, or the model's, or what the cache holds.
+
+    Raises:
+        ConfigError: what is configured is more than the model or the cache can do.
+    """
     wanted, room = config.model.max_model_len, num_blocks * config.cache.block_size
     if wanted is None:
         if spec.max_position > room:

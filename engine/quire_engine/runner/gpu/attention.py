@@ -1,0 +1,133 @@
+"""Attention of one step: single tokens through one kernel, longer chunks through another.
+
+Legend: T tokens, H query heads, N key/value heads, D head dim, I tiles.
+"""
+
+import torch
+
+from quire_engine.kernels.gpu.decode_attention import decode_attention
+from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
+from quire_engine.kernels.gpu.prefill_attention import prefill_attention, prefill_tile_tokens
+from quire_engine.kernels.gpu.prefill_attention_tiles import PrefillChunk, cut_prefill_tiles
+from quire_engine.kernels.gpu.rotary import CacheLayer
+from quire_engine.model.spec import ModelSpec
+from quire_engine.runner.gpu.cache import GpuKvCache
+from quire_engine.runner.gpu.layout import StepLayout
+from quire_engine.runner.gpu.staging import Staging
+from quire_engine.runner.gpu.step_inputs import StepInputs
+
+
+class GpuAttention:
+    """Plans a step once, and attends in every layer. Queries of single tokens come first."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        inputs: StepInputs,
+        block_table_RM: torch.Tensor,
+        cache: GpuKvCache,
+        *,
+        batch_invariant: bool,
+    ) -> None:
+        device = block_table_RM.device
+        self._inputs, self._block_table_RM, self._layers = inputs, block_table_RM, cache.layers
+        self._num_heads = spec.num_heads
+        self._scale = spec.head_dim**-0.5
+        self._tile_tokens = prefill_tile_tokens(
+            spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.dtype.itemsize
+        )
+        self._windows = [layer.sliding_window for layer in spec.layers]
+        self._plans = {
+            window: DecodePlan(
+                max_batch=inputs.max_num_seqs,
+                num_heads=spec.num_heads,
+                num_kv_heads=spec.num_kv_heads,
+                head_dim=spec.head_dim,
+                device=device,
+                num_processors=num_processors(device),
+                kv_dtype=cache.dtype,
+                window=window,
+                batch_invariant=batch_invariant,
+            )
+            for window in set(self._windows)
+        }
+        self._num_decodes = 0
+        self._tiles_I4: torch.Tensor | None = None
+
+    def stage(self, layout: StepLayout, staging: Staging) -> None:
+        """Add what the chunks of a step need to its staging copy."""
+        self._tiles_I4 = None
+        if layout.num_decodes < layout.num_slots:
+            tiles = cut_prefill_tiles(_chunks(layout), self._tile_tokens)
+            self._tiles_I4 = staging.put(tiles)
+
+    def plan(self, num_decodes: int) -> None:
+        """Plan the single tokens of a step, on the GPU."""
+        self._num_decodes = num_decodes
+        if not num_decodes:
+            return
+        seq_lens_B = self._inputs.seq_lens_B.device[:num_decodes]
+        rows_B = self._inputs.rows_B.device[:num_decodes]
+        for plan in self._plans.values():
+            plan.update(seq_lens_B, rows_B)
+
+    def __call__(self, index: int, heads_THD: torch.Tensor, out_THD: torch.Tensor) -> None:
+        """Attend in one layer; keys and values of the step are in the cache."""
+        layer, window = self._layers[index], self._windows[index]
+        q_THD, num_decodes = heads_THD[:, : self._num_heads], self._num_decodes
+        if num_decodes:
+            decode_attention(
+                q_THD[:num_decodes],
+                layer.k_BSND,
+                layer.v_BSND,
+                self._block_table_RM,
+                self._plans[window],
+                out_THD[:num_decodes],
+                scale=self._scale,
+                k_scale=layer.k_scale,
+                v_scale=layer.v_scale,
+            )
+        if self._tiles_I4 is not None:
+            self._prefill(layer, window, q_THD, self._tiles_I4, out_THD)
+
+    def _prefill(
+        self,
+        layer: CacheLayer,
+        window: int | None,
+        q_THD: torch.Tensor,
+        tiles_I4: torch.Tensor,
+        out_THD: torch.Tensor,
+    ) -> None:
+        prefill_attention(
+            q_THD,
+            layer.k_BSND,
+            layer.v_BSND,
+            self._block_table_RM,
+            tiles_I4,
+            out_THD,
+            scale=self._scale,
+            window=window,
+            k_scale=layer.k_scale,
+            v_scale=layer.v_scale,
+        )
+
+
+def num_processors(device: torch.device) -> int:
+    """Return the multiprocessors of a GPU; without one, as many as make a test interesting."""
+    if device.type != "cuda":
+        return 4
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _chunks(layout: StepLayout) -> list[PrefillChunk]:
+    picked = slice(layout.num_decodes, None)
+    columns = (
+        layout.rows_B[picked].tolist(),
+        layout.first_lines_B[picked].tolist(),
+        layout.query_lens_B[picked].tolist(),
+        layout.seq_lens_B[picked].tolist(),
+    )
+    return [
+        PrefillChunk(row=row, first_token=line, num_tokens=count, position=seq_len - count)
+        for row, line, count, seq_len in zip(*columns, strict=True)
+    ]

@@ -1,0 +1,159 @@
+"""The decoder of a `ModelSpec` on a GPU, as launches of fused kernels into memory of its own.
+
+Legend: T tokens, S lines that are sampled, E hidden size, H query heads, N key/value heads, D head
+dim, V vocabulary.
+
+Nothing here waits for the GPU or allocates in a step, so a forward pass can be captured as it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from quire_engine.kernels.gpu.linear import GpuLinear, GpuMlp
+from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.rotary import CacheLayer, make_cos_sin, rotate_and_store
+from quire_engine.model.decoder import Weights
+from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
+
+Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""(layer, heads (T, H + 2N, D), out (T, H, D)): attends with queries whose keys are stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """What a forward pass must know of its tokens."""
+
+    ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    slots_T: torch.Tensor
+
+
+class Workspace:
+    """Activations of the longest step, shared by all layers and all graphs."""
+
+    def __init__(
+        self, spec: ModelSpec, max_num_tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        def empty(width: int) -> torch.Tensor:
+            return torch.empty(max_num_tokens, width, dtype=dtype, device=device)
+
+        self.residual_TE = empty(spec.hidden_size)
+        self.qkv_T = empty(spec.q_size + 2 * spec.kv_size)
+        self.attended_T = empty(spec.q_size)
+
+
+class GpuDecoderLayer:
+    """Attention and MLP, each on normed input, each added to the residual in place."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layer: LayerSpec,
+        weights: Weights,
+        index: int,
+        cos_sin_PR: torch.Tensor,
+        *,
+        batch_invariant: bool,
+    ) -> None:
+        prefix = f"layers.{index}."
+
+        def linear(name: str) -> GpuLinear:
+            weight = weights.pop(f"{prefix}{name}.weight")
+            bias = weights.pop(f"{prefix}{name}.bias", None)
+            return GpuLinear(weight, bias, batch_invariant=batch_invariant)
+
+        def norm(name: str) -> Norm:
+            return Norm(weights.pop(f"{prefix}{name}.weight"), spec.norm_eps)
+
+        self._spec, self._index, self._cos_sin_PR = spec, index, cos_sin_PR
+        self._input_norm, self._mlp_norm = norm("input_norm"), norm("mlp_norm")
+        self._q_norm_D = self._k_norm_D = None
+        if spec.qk_norm:
+            self._q_norm_D = norm("q_norm").weight_E
+            self._k_norm_D = norm("k_norm").weight_E
+        self._qkv, self._out = linear("qkv"), linear("out")
+        self._mlp = GpuMlp(linear("gate_up"), linear("down"), width=spec.intermediate_size)
+
+    def __call__(self, space: Workspace, tokens: Tokens, cache: CacheLayer, attend: Attend) -> None:
+        """Advance the residual of all tokens by this layer."""
+        spec, num_tokens = self._spec, tokens.ids_T.shape[0]
+        residual_TE, qkv_T = space.residual_TE[:num_tokens], space.qkv_T[:num_tokens]
+        attended_T = space.attended_T[:num_tokens]
+        self._qkv(residual_TE, qkv_T, norm=self._input_norm)
+        rotate_and_store(
+            qkv_T,
+            tokens.positions_T,
+            tokens.slots_T,
+            self._cos_sin_PR,
+            cache,
+            num_heads=spec.num_heads,
+            q_norm_D=self._q_norm_D,
+            k_norm_D=self._k_norm_D,
+            eps=spec.norm_eps,
+        )
+        attend(
+            self._index,
+            qkv_T.view(num_tokens, -1, spec.head_dim),
+            attended_T.view(num_tokens, spec.num_heads, spec.head_dim),
+        )
+        self._out.add_to(attended_T, residual_TE)
+        self._mlp.add_to(residual_TE, norm=self._mlp_norm)
+
+
+class GpuDecoder:
+    """Token ids to hidden states, and hidden states to logits. Consumes `weights`."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        max_len: int,
+        max_num_tokens: int,
+        batch_invariant: bool = False,
+    ) -> None:
+        self.spec = spec
+        self._embedding_VE = weights.pop("embedding.weight")
+        dtype, device = self._embedding_VE.dtype, self._embedding_VE.device
+        ropes: dict[RopeSpec, torch.Tensor] = {
+            rope: make_cos_sin(rope, max_len, dtype, device)
+            for rope in dict.fromkeys(layer.rope for layer in spec.layers)
+        }
+        self._layers = [
+            GpuDecoderLayer(
+                spec, layer, weights, index, ropes[layer.rope], batch_invariant=batch_invariant
+            )
+            for index, layer in enumerate(spec.layers)
+        ]
+        self._norm = Norm(weights.pop("norm.weight"), spec.norm_eps)
+        self._head = GpuLinear(
+            weights.pop("head.weight", self._embedding_VE), batch_invariant=batch_invariant
+        )
+        self._space = Workspace(spec, max_num_tokens, dtype, device)
+        assert not weights, f"weights that nothing uses: {', '.join(weights)}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding_VE.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding_VE.device
+
+    def forward(self, tokens: Tokens, caches: list[CacheLayer], attend: Attend) -> torch.Tensor:
+        """Return the hidden state of every token, (T, E), not yet normed for the head.
+
+        It lives until the next call.
+        """
+        space, num_tokens = self._space, tokens.ids_T.shape[0]
+        hidden_TE = space.residual_TE[:num_tokens]
+        torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
+        for layer, cache in zip(self._layers, caches, strict=True):
+            layer(space, tokens, cache, attend)
+        return hidden_TE
+
+    def logits(self, hidden_SE: torch.Tensor, out_SV: torch.Tensor) -> None:
+        """Write the logits of some hidden states, in the type of `out_SV`."""
+        self._head(hidden_SE, out_SV, norm=self._norm)
