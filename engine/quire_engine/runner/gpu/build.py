@@ -37,6 +37,8 @@ class GpuBuilder:
         device: torch.device,
     ) -> None:
         self._config, self._spec, self._device = config, spec, device
+        # Graphs cannot be captured on the default stream.
+        self._stream = torch.cuda.Stream(device)
         self._eos_token_ids = eos_token_ids
         self._others_bytes = others_bytes
         self._num_tokens = config.scheduler.token_budget("cuda")
@@ -49,6 +51,11 @@ class GpuBuilder:
         Raises:
             ConfigError: the memory does not suffice, or a limit is more than it can hold.
         """
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream):
+            return self._build(weights, phases)
+
+    def _build(self, weights: Weights, phases: Phases) -> GpuRunner:
         config, dtype = self._config, weights["embedding.weight"].dtype
         kv_dtype = KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
         decoder = GpuDecoder(
@@ -63,7 +70,7 @@ class GpuBuilder:
             use = self._try_out(decoder, kv_dtype, weights_bytes)
         limits = cache_limits(config, self._spec, use, kv_dtype)
         cache = self._cache(limits, kv_dtype)
-        runner = GpuRunner(self._parts(decoder, cache, limits), limits)
+        runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
         with phases.time("graphs"):
             if not config.model.enforce_eager:
                 runner.use_graphs(self._capture(runner))
@@ -105,7 +112,7 @@ class GpuBuilder:
         )
         before = used_bytes(self._device)
         cache = self._cache(limits, kv_dtype)
-        runner = GpuRunner(self._parts(decoder, cache, limits), limits)
+        runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
         steps = TrialSteps(runner, block_size=size)
         steps.decode()  # loads libraries, which stay
         rows = used_bytes(self._device) - before - cache.memory.nbytes
