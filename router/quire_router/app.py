@@ -27,6 +27,7 @@ from quire_router.exchange import Receive, Scope, Send, error_headers
 from quire_router.gateway import Application, Gateway
 from quire_router.generation import Dispatcher
 from quire_router.http_metrics import HttpMetrics
+from quire_router.lifecycle import Lifecycle
 from quire_router.prompts import PromptRenderer
 from quire_router.routes import ROUTES, build_routes
 from quire_router.service import Service
@@ -67,6 +68,7 @@ class RouterApp:
             routes=ROUTES,
             authenticator=Authenticator(api_keys),
             metrics=service.metrics,
+            lifecycle=service.lifecycle,
             max_body_bytes=config.max_body_bytes,
         )
         self._application: Application = self._gateway
@@ -94,6 +96,10 @@ class RouterApp:
         """Whether a replica can take requests now."""
         return bool(self._service.dispatcher.models())
 
+    def begin_shutdown(self) -> None:
+        """Turn readiness off and have clients reconnect; requests are still served."""
+        self._service.lifecycle.stop()
+
     def abort_all(self) -> None:
         """End every generation in flight with an error, for a shutdown that cannot wait."""
         self._gateway.abort_all()
@@ -112,6 +118,7 @@ def _service(config: RouterConfig, dispatcher: Dispatcher, registry: CollectorRe
         tokenization=tokenization,
         renderer=PromptRenderer(config),
         metrics=metrics,
+        lifecycle=Lifecycle(),
     )
 
 

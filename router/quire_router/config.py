@@ -37,9 +37,12 @@ class RouterConfig(PoolConfig):
     )
     response_role: str = option("assistant", "role of generated messages")
     max_body_bytes: int = option(32 * 2**20, "largest request body; more is refused with 413")
-    shutdown_timeout: float = option(
-        30.0, "seconds that requests in flight get to end after SIGTERM"
+    shutdown_delay: float = option(
+        0.0,
+        "seconds after SIGTERM in which new requests are still taken, /readyz saying no: what load "
+        "balancers need to notice",
     )
+    shutdown_timeout: float = option(30.0, "seconds that requests in flight get to end after that")
     enable_force_include_usage: bool = option(
         False, "end every stream with usage, asked for or not"
     )
@@ -56,6 +59,7 @@ class RouterConfig(PoolConfig):
         PoolConfig.__post_init__(self)
         _check_range("port", self.port, 0, 65535)
         _check_range("max_body_bytes", self.max_body_bytes, 1, None)
+        _check_range("shutdown_delay", self.shutdown_delay, 0, None)
         _check_range("shutdown_timeout", self.shutdown_timeout, 0, None)
         _check_range("tokenizer_threads", self.tokenizer_threads, 1, 256)
         _check_range("tokenizer_cache_bytes", self.tokenizer_cache_bytes, 0, None)

@@ -8,8 +8,9 @@ callbacks of one event loop: a generation costs no task of its own.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry
 
@@ -17,6 +18,7 @@ from quire_engine.rpc import engine_pb2 as pb
 from quire_router.attempt import Attempt
 from quire_router.candidates import snapshot
 from quire_router.discovery import parse_replicas
+from quire_router.discovery_metrics import DiscoveryCollector
 from quire_router.errors import NoReplicaError
 from quire_router.failure import ENGINE_FAULTS, Verdict, api_error
 from quire_router.generation import TokenizerFiles
@@ -29,17 +31,34 @@ from quire_router.stream import GenerationStream
 
 logger = logging.getLogger(__name__)
 
+NO_ENVIRONMENT: Mapping[str, str] = MappingProxyType({})
+
 
 class PoolDispatcher:
     """Implements `generation.Dispatcher` over the replicas that a configuration names."""
 
-    def __init__(self, config: PoolConfig, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        registry: CollectorRegistry,
+        *,
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
+    ) -> None:
+        """`environment` is where a pod is told of its API server.
+
+        Raises:
+            ConfigError: a replica is named in a way that cannot be understood, or followed here.
+        """
         self._config = config
-        discoveries = parse_replicas(config.replicas, dns_interval_s=config.dns_interval_s)
+        discoveries = parse_replicas(config, environment)
         self._pool = Pool(config, discoveries, self._on_state)
         self._metrics = DispatchMetrics(registry)
-        self._collector = ReplicaCollector(self._pool)
-        registry.register(self._collector)
+        self._collectors = (
+            ReplicaCollector(self._pool),
+            DiscoveryCollector(discovery.status for discovery in discoveries),
+        )
+        for collector in self._collectors:
+            registry.register(collector)
         self._registry = registry
         self._parked: dict[GenerationStream, asyncio.TimerHandle] = {}
         self._num_decisions = 0
@@ -57,7 +76,13 @@ class PoolDispatcher:
             self._unpark(stream)
             stream.fail(NoReplicaError("the router is shutting down"))
         await self._pool.close()
-        self._registry.unregister(self._collector)
+        for collector in self._collectors:
+            self._registry.unregister(collector)
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every source has told which replicas there are, be it none."""
+        return self._pool.is_synced
 
     def models(self) -> Sequence[pb.ModelInfo]:
         """Return the models of the replicas that are ready now; one each."""

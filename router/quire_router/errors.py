@@ -14,6 +14,8 @@ ApiError                          status  type
     NotSupportedError             501     code not_supported: a route of OpenAI's that is not served
     UpstreamError                 502     the engine failed this request
     UnavailableError              503     retry later (Retry-After)
+        NotReadyError             503     code not_ready: answers to readiness probes alone
+        ShuttingDownError         503     code shutting_down
         NoReplicaError            503     code no_replica_available
         OverloadedError           503     code server_overloaded
         ReplicaLostError          503     code replica_lost: the engine went away
@@ -152,6 +154,24 @@ class UnavailableError(ApiError):
     type = "service_unavailable_error"
     code = "service_unavailable"
     retry_after_s = RETRY_AFTER_S
+
+
+class NotReadyError(UnavailableError):
+    """The router does not know yet which replicas there are."""
+
+    code = "not_ready"
+
+    def __init__(self) -> None:
+        super().__init__("the replicas are still being looked for")
+
+
+class ShuttingDownError(UnavailableError):
+    """The router ends before this request has, or soon."""
+
+    code = "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("the router is shutting down; try again")
 
 
 class NoReplicaError(UnavailableError):

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from quire_router.errors import ApiError, BodyTooLargeError
+from quire_router.lifecycle import Lifecycle
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,11 +35,20 @@ class ClientDisconnectedError(Exception):
 class Exchange:
     """The request and what was sent back so far."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, request_id: str) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        request_id: str,
+        lifecycle: Lifecycle,
+    ) -> None:
         self.scope = scope
         self.receive = receive
         self._send = send
         self.request_id = request_id
+        self._lifecycle = lifecycle
         self.started_at = time.monotonic()
         self.status = 0
         """Of the answer; 0 before it has begun."""
@@ -92,10 +102,14 @@ class Exchange:
 
     def _own_headers(self) -> Headers:
         elapsed_ms = int((time.monotonic() - self.started_at) * 1000)
-        return [
+        headers = [
             (b"x-request-id", self.request_id.encode()),
             (b"openai-processing-ms", b"%d" % elapsed_ms),
         ]
+        if self._lifecycle.is_stopping:
+            # A client that keeps its connection would send the next request to a closed door.
+            headers.append((b"connection", b"close"))
+        return headers
 
 
 def error_headers(error: ApiError) -> Headers:

@@ -17,7 +17,7 @@ from quire_router.errors import (
     ApiError,
     InternalError,
     MethodNotAllowedError,
-    UnavailableError,
+    ShuttingDownError,
 )
 from quire_router.exchange import (
     ClientDisconnectedError,
@@ -28,6 +28,7 @@ from quire_router.exchange import (
     read_body,
 )
 from quire_router.http_metrics import HttpMetrics
+from quire_router.lifecycle import Lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +38,6 @@ Handler = Callable[[Exchange, dict[str, Any]], Coroutine[Any, Any, None]]
 MAX_REQUEST_ID_CHARS = 128
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went away, in metrics; nginx's name for it."""
-
-
-class ShuttingDownError(UnavailableError):
-    """The router ends before this request has."""
-
-    code = "shutting_down"
-
-    def __init__(self) -> None:
-        super().__init__("the router is shutting down; try again")
 
 
 class Gateway:
@@ -59,6 +51,7 @@ class Gateway:
         routes: frozenset[str],
         authenticator: Authenticator,
         metrics: HttpMetrics,
+        lifecycle: Lifecycle,
         max_body_bytes: int,
     ) -> None:
         """`hot` are the handlers of POST by path; `routes` the other paths that metrics name."""
@@ -67,6 +60,7 @@ class Gateway:
         self._routes = routes | set(hot)
         self._authenticator = authenticator
         self._metrics = metrics
+        self._lifecycle = lifecycle
         self._max_body_bytes = max_body_bytes
         self._running: set[asyncio.Task[None]] = set()
 
@@ -75,7 +69,7 @@ class Gateway:
             await self._application(scope, receive, send)
             return
         request_id = scope["request_id"] = _request_id(scope)
-        exchange = Exchange(scope, receive, send, request_id=request_id)
+        exchange = Exchange(scope, receive, send, request_id=request_id, lifecycle=self._lifecycle)
         route = self._route(scope["path"])
         self._metrics.in_flight.inc()
         try:

@@ -60,6 +60,11 @@ class Dispatcher(Protocol):
         """Abort what is in flight and close every connection."""
         ...
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether it is known which replicas there are, be it none."""
+        ...
+
     def models(self) -> Sequence[engine_pb2.ModelInfo]:
         """Return the models of the replicas that are ready now; one each."""
         ...

@@ -33,6 +33,11 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
+    def is_synced(self) -> bool:
+        """Whether every discovery has named its replicas once, be it none."""
+        return len(self._wanted) == len(self._discoveries)
+
+    @property
     def replicas(self) -> list[Replica]:
         """Every replica, also those that are not connected or about to go."""
         return list(self._replicas.values())

@@ -6,6 +6,7 @@ from quire_router.errors import ConfigError
 from quire_router.options import option
 
 ROUTING_POLICIES = ("cost", "least-requests")
+SERVICE_ACCOUNT_DIR = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +14,12 @@ class PoolConfig:
     """The pool side of the router's configuration; `RouterConfig` extends it."""
 
     replicas: tuple[str, ...] = option(
-        (), "engines to route to: host:port, unix:/path, or dns:///name:port for all its addresses"
+        (),
+        "engines to route to: host:port, unix:/path, dns:///name:port for all its addresses, or "
+        "kubernetes:///service.namespace:port for a Service's endpoints",
+    )
+    service_account_dir: str = option(
+        SERVICE_ACCOUNT_DIR, "folder with token, ca.crt and namespace, for kubernetes:///"
     )
     dns_interval_s: float = option(3.0, "seconds between look-ups of dns:/// replicas")
     routing_policy: str = option(

@@ -8,7 +8,12 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from quire_router.bodies import json_object
-from quire_router.errors import ModelNotFoundError, NoReplicaError
+from quire_router.errors import (
+    ModelNotFoundError,
+    NoReplicaError,
+    NotReadyError,
+    ShuttingDownError,
+)
 from quire_router.exchange import read_body
 from quire_router.openai.models import model_cards
 from quire_router.openai.tokenize import DetokenizeRequest, TokenizeRequest
@@ -22,6 +27,7 @@ ROUTES = frozenset(
         "/detokenize",
         "/health",
         "/ready",
+        "/readyz",
         "/ping",
         "/version",
         "/metrics",
@@ -95,6 +101,16 @@ def _add_health_routes(router: APIRouter, service: Service, registry: CollectorR
     async def ready() -> Response:
         if not service.dispatcher.models():
             raise NoReplicaError
+        return _json({"ready": True})
+
+    @router.get("/readyz")
+    async def take_traffic() -> Response:
+        # Not whether there is a replica: a router without any parks requests for a while and then
+        # answers in OpenAI's form, which is more than clients get from a Service without endpoints.
+        if service.lifecycle.is_stopping:
+            raise ShuttingDownError
+        if not service.dispatcher.is_synced:
+            raise NotReadyError
         return _json({"ready": True})
 
     @router.get("/version")

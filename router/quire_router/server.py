@@ -1,7 +1,8 @@
 """The router as a process: `run(config)` serves until SIGTERM or SIGINT.
 
-The first signal stops accepting and lets requests in flight end within `shutdown_timeout`; what is
-left then, or at a second signal of the same kind, ends with an error. Either way the status is 0.
+The first signal turns readiness off. After `shutdown_delay` nothing new is accepted and requests in
+flight get `shutdown_timeout` to end; what is left then, or at a second signal of the same kind,
+ends with an error. Either way the status is 0.
 """
 
 import asyncio
@@ -62,9 +63,12 @@ class QuietServer(uvicorn.Server):
 class Shutdown:
     """Ends a server in steps: no new requests; errors for those that last too long; the end."""
 
-    def __init__(self, server: uvicorn.Server, app: RouterApp, *, timeout_s: float) -> None:
+    def __init__(
+        self, server: uvicorn.Server, app: RouterApp, *, delay_s: float, timeout_s: float
+    ) -> None:
         self._server = server
         self._app = app
+        self._delay_s = delay_s
         self._timeout_s = timeout_s
         self._seen: set[signal.Signals] = set()
 
@@ -79,13 +83,23 @@ class Shutdown:
             self.abort()
             return
         if not self._seen:
-            logger.info("stopping signal=%s timeout_s=%g", received.name, self._timeout_s)
-            asyncio.get_running_loop().call_later(self._timeout_s, self.abort)
+            logger.info(
+                "stopping signal=%s delay_s=%g timeout_s=%g",
+                received.name,
+                self._delay_s,
+                self._timeout_s,
+            )
+            self._app.begin_shutdown()
+            asyncio.get_running_loop().call_later(self._delay_s, self._stop_accepting)
         self._seen.add(received)
+
+    def _stop_accepting(self) -> None:
         self._server.should_exit = True
+        asyncio.get_running_loop().call_later(self._timeout_s, self.abort)
 
     def abort(self) -> None:
         """End what is in flight with errors, and soon after without."""
+        self._server.should_exit = True
         self._app.abort_all()
         asyncio.get_running_loop().call_later(FLUSH_S, self._force)
 
@@ -97,9 +111,12 @@ class Shutdown:
 
 async def _serve(config: RouterConfig, api_keys: tuple[str, ...], listener: socket.socket) -> None:
     registry = _registry()
-    app = RouterApp(config, PoolDispatcher(config, registry), registry, api_keys=api_keys)
+    dispatcher = PoolDispatcher(config, registry, environment=os.environ)
+    app = RouterApp(config, dispatcher, registry, api_keys=api_keys)
     server = QuietServer(uvicorn_config(app, access_log=config.access_log))
-    shutdown = Shutdown(server, app, timeout_s=config.shutdown_timeout)
+    shutdown = Shutdown(
+        server, app, delay_s=config.shutdown_delay, timeout_s=config.shutdown_timeout
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, shutdown.on_signal, number)

@@ -11,6 +11,7 @@ from quire_router.errors import ModelNotFoundError, NoReplicaError
 from quire_router.exchange import Exchange
 from quire_router.generation import Dispatcher, Generation, TokenizerFiles
 from quire_router.http_metrics import HttpMetrics
+from quire_router.lifecycle import Lifecycle
 from quire_router.limits import check_not_empty, check_text_length, truncated
 from quire_router.openai.envelope import Envelope
 from quire_router.openai.requests import GenerationRequest, StreamOptions
@@ -27,6 +28,7 @@ class Service:
     tokenization: Tokenization
     renderer: PromptRenderer
     metrics: HttpMetrics
+    lifecycle: Lifecycle
 
     def model(self, name: str | None) -> engine_pb2.ModelInfo:
         """Return the model that a client names; naming none means the only one there is.

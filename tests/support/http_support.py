@@ -73,6 +73,7 @@ class ScriptedDispatcher:
     model: pb.ModelInfo | None = field(default_factory=model_info)
     files: TokenizerFiles = field(default_factory=tokenizer_files)
     is_ready: bool = True
+    is_synced: bool = True
     error: ApiError | Exception | None = None
     """Raised once `error_after` responses were given."""
     error_after: int = 0

@@ -2,8 +2,15 @@ import socket
 
 import pytest
 
-from quire_router.discovery import DnsDiscovery, StaticDiscovery, parse_replicas, target
+from quire_router.discovery import (
+    Discovery,
+    DnsDiscovery,
+    StaticDiscovery,
+    parse_replicas,
+    target,
+)
 from quire_router.errors import ConfigError
+from quire_router.pool_config import PoolConfig
 
 
 class Answers:
@@ -27,6 +34,10 @@ async def first(num: int, *answers: set[str] | OSError) -> list[frozenset[str]]:
         if len(seen) == num:
             break
     return seen
+
+
+def parse(*replicas: str) -> list[Discovery]:
+    return parse_replicas(PoolConfig(replicas=replicas), {})
 
 
 def targets(*hosts: str) -> frozenset[str]:
@@ -58,7 +69,7 @@ async def test_a_name_that_never_resolved_has_no_replicas() -> None:
 
 
 async def test_localhost_resolves_for_real() -> None:
-    [source] = parse_replicas(["dns:///localhost:50051"], dns_interval_s=1.0)
+    [source] = parse("dns:///localhost:50051")
     found = await anext(aiter(source.watch()))
     assert found & {"127.0.0.1:50051", "[::1]:50051"}
 
@@ -68,9 +79,7 @@ def test_ipv6_targets_are_bracketed() -> None:
 
 
 def test_static_and_dns_replicas_mix_and_commas_separate() -> None:
-    sources = parse_replicas(
-        ["a:1, unix:/run/engine.sock", "dns:///x:2", "[::1]:3"], dns_interval_s=1.0
-    )
+    sources = parse("a:1, unix:/run/engine.sock", "dns:///x:2", "[::1]:3")
     assert [type(source) for source in sources] == [StaticDiscovery, DnsDiscovery]
 
 
@@ -80,4 +89,4 @@ def test_static_and_dns_replicas_mix_and_commas_separate() -> None:
 )
 def test_nonsense_is_refused_by_name(replica: str) -> None:
     with pytest.raises(ConfigError, match="must be host:port"):
-        parse_replicas([replica], dns_interval_s=1.0)
+        parse(replica)
