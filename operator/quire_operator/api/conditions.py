@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+Status = Literal["True", "False", "Unknown"]
+
 TRUE: Literal["True"] = "True"
 FALSE: Literal["False"] = "False"
 UNKNOWN: Literal["Unknown"] = "Unknown"
@@ -84,7 +86,7 @@ class Condition:
     """One judgement: type, status, one word why, and a sentence with the next step."""
 
     type: str
-    status: Literal["True", "False", "Unknown"]
+    status: Status
     reason: str
     message: str
 

@@ -53,8 +53,8 @@ class Adapter:
 class Sizing:
     """The model's size, as the user states it."""
 
-    weights: IntOrString | None = None
-    kv_bytes_per_token: int | None = None
+    weights: IntOrString
+    kv_bytes_per_token: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

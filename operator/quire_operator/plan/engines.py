@@ -39,9 +39,15 @@ def engine_service(ctx: Context) -> Manifest:
     return ctx.child("v1", "Service", ctx.engine_name, ENGINE, spec=_headless(selector))
 
 
+def set_template(ctx: Context, replica: int | None = None) -> Json:
+    """Return a StatefulSet's pod template; `replica` is the index of its group."""
+    template = engine_template(ctx, replica=replica)
+    return template if replica is None else with_gang(ctx, template, replica)
+
+
 def engine_set(ctx: Context, update_strategy: Json) -> Manifest:
     """Return the StatefulSet of single-pod replicas."""
-    template = engine_template(ctx)
+    template = set_template(ctx)
     spec: Json = {
         "replicas": ctx.num_replicas,
         "serviceName": ctx.engine_name,
@@ -67,7 +73,7 @@ def group_set(ctx: Context, index: int) -> Manifest:
 
     Its pods are replaced by us and together: a group of two revisions cannot work.
     """
-    template = with_gang(ctx, engine_template(ctx, replica=index), index)
+    template = set_template(ctx, index)
     spec: Json = {
         "replicas": ctx.spec.parallelism.nodes_per_replica,
         "serviceName": ctx.group_name(index),

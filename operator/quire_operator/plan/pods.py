@@ -52,6 +52,8 @@ class Pod:
     """What the scheduler says, or ""."""
     failing: str
     """Why a container cannot run, for people, or ""."""
+    last_words: str
+    """The last line of a container that ended with an error, or ""."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -83,6 +85,7 @@ class Pod:
             ready_at=parse_timestamp(ready.get("lastTransitionTime")),
             unschedulable=_unschedulable(conditions.get("PodScheduled", {})),
             failing=next(filter(None, map(_failure, containers)), ""),
+            last_words=next(filter(None, map(_last_words, containers)), ""),
         )
 
     @property
@@ -118,7 +121,19 @@ def _failure(container: Mapping[str, Any]) -> str:
     reason = waiting.get("reason", "")
     if reason not in _FAILING:
         return ""
-    last = (container.get("lastState") or {}).get("terminated") or {}
-    detail = last.get("message") if reason == "CrashLoopBackOff" else waiting.get("message")
-    lines = str(detail or waiting.get("message") or "").strip().splitlines()
-    return f"{reason}: {lines[-1][:MAX_MESSAGE]}" if lines else str(reason)
+    detail = _last_words(container) if reason == "CrashLoopBackOff" else ""
+    detail = detail or _last_line(waiting.get("message"))
+    return f"{reason}: {detail}" if detail else str(reason)
+
+
+def _last_words(container: Mapping[str, Any]) -> str:
+    for state in ("state", "lastState"):
+        ended = (container.get(state) or {}).get("terminated") or {}
+        if ended.get("exitCode"):
+            return _last_line(ended.get("message")) or str(ended.get("reason", ""))
+    return ""
+
+
+def _last_line(text: Any) -> str:
+    lines = str(text or "").strip().splitlines()
+    return lines[-1][:MAX_MESSAGE] if lines else ""

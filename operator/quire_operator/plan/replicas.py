@@ -7,7 +7,7 @@ from functools import cached_property
 
 from quire_operator.plan.context import Context
 from quire_operator.plan.contract import Manifest
-from quire_operator.plan.labels import ENGINE
+from quire_operator.plan.labels import ENGINE, TEMPLATE_HASH_ANNOTATION
 from quire_operator.plan.pods import Pod
 
 
@@ -143,8 +143,6 @@ def read_replicas(ctx: Context, hashes: Mapping[str, str]) -> Replicas:
 
 def update_revision(live: Manifest | None, template_hash: str | None) -> str:
     """Return the revision that a StatefulSet gives to new pods, if it is that of our template."""
-    from quire_operator.plan.labels import TEMPLATE_HASH_ANNOTATION
-
     if live is None:
         return ""
     metadata, status = live.get("metadata", {}), live.get("status") or {}
