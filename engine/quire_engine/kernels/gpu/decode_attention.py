@@ -149,11 +149,14 @@ def _decode_kernel(
     top = tl.full((GROUP_ROWS,), NO_SCORE, tl.float32)
     total = tl.zeros((GROUP_ROWS,), tl.float32)
     acc = tl.zeros((GROUP_ROWS, HEAD_PADDED), tl.float32)
+    # Past the end, the last line again: it is at hand, and no value that is not a key's. Blocks are
+    # looked up a step ahead, so that the loads of keys depend on no load of their own step.
+    t = tl.minimum(start + n, end - 1)
+    block = tl.load(table + t // BLOCK_SIZE)
     for first in range(start, end, BLOCK_N):
-        # Past the end, the last line again: it is at hand, and no value that is not a key's.
-        t = tl.minimum(first + n, end - 1)
-        block = tl.load(table + t // BLOCK_SIZE).to(tl.int64)
-        line = block * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        line = block.to(tl.int64) * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        t = tl.minimum(first + BLOCK_N + n, end - 1)
+        block = tl.load(table + t // BLOCK_SIZE)
         k = load_lines(
             k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, DOT_DTYPE
         )

@@ -188,13 +188,15 @@ def _attend(
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, HEAD_PADDED)
     IS_PADDED: tl.constexpr = HEAD_DIM != HEAD_PADDED
+    # Blocks are looked up a step ahead, so that the loads of keys depend on no load of their step.
+    block = tl.load(table + tl.minimum(start + n, end - 1) // BLOCK_SIZE)
     for first in range(start, stop, BLOCK_N):
         t = first + n
         if IS_MASKED:
             # Past the end, the last line again: no value that is not a key's.
             t = tl.minimum(t, end - 1)
-        block = tl.load(table + t // BLOCK_SIZE).to(tl.int64)
-        line = block * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        line = block.to(tl.int64) * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        block = tl.load(table + tl.minimum(first + BLOCK_N + n, end - 1) // BLOCK_SIZE)
         k = load_lines(
             k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, DOT_DTYPE
         )
