@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,10 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
+    if os.getpid() == 1:
+        # The kernel drops what the first process of a container has no handler for, so that one
+        # told to stop before it is up would be waited for, and killed, in the end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         sys.stdout.write(help_text("quire", "LLM serving on one box or a cluster.", COMMANDS))

@@ -1,4 +1,9 @@
-"""grpc.health.v1 that follows what the engine does rather than whether its process lives."""
+"""grpc.health.v1 that follows what the engine does rather than whether its process lives.
+
+service                          SERVING means
+"" and quire.engine.v1.Engine    new requests are welcome: for start-up and readiness probes
+liveness                         a restart would not help: it loads, works, idles or drains
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -8,6 +13,7 @@ from grpc_health.v1 import health, health_pb2
 
 SERVICE_NAME = "quire.engine.v1.Engine"
 SERVICES = ("", SERVICE_NAME)
+LIVENESS_SERVICE = "liveness"
 MAX_INTERVAL_S = 0.5
 
 
@@ -31,9 +37,14 @@ NOT_READY = Vitals(
 
 def is_serving(vitals: Vitals, *, hang_timeout_s: float) -> bool:
     """Return whether new requests should come here."""
-    if not vitals.is_ready or vitals.is_draining or vitals.is_dead:
-        return False
-    return not (vitals.is_working and vitals.last_progress_s > hang_timeout_s)
+    is_open = vitals.is_ready and not vitals.is_draining
+    return is_open and is_alive(vitals, hang_timeout_s=hang_timeout_s)
+
+
+def is_alive(vitals: Vitals, *, hang_timeout_s: float) -> bool:
+    """Return whether what runs here is worth keeping: it is neither dead nor hung."""
+    is_hung = vitals.is_working and vitals.last_progress_s > hang_timeout_s
+    return not (vitals.is_dead or is_hung)
 
 
 class HealthReporter:
@@ -43,20 +54,27 @@ class HealthReporter:
         self.servicer = health.aio.HealthServicer()
         self._vitals = vitals
         self._hang_timeout_s = hang_timeout_s
-        self._reported: bool | None = None
+        self._reported: tuple[bool, bool] | None = None
 
     async def update(self) -> None:
         """Report a change, if there is one, at once."""
-        serving = is_serving(self._vitals(), hang_timeout_s=self._hang_timeout_s)
-        if serving == self._reported:
+        vitals = self._vitals()
+        serving = is_serving(vitals, hang_timeout_s=self._hang_timeout_s)
+        alive = is_alive(vitals, hang_timeout_s=self._hang_timeout_s)
+        if (serving, alive) == self._reported:
             return
-        self._reported = serving
-        status = health_pb2.HealthCheckResponse
+        self._reported = serving, alive
         for service in SERVICES:
-            await self.servicer.set(service, status.SERVING if serving else status.NOT_SERVING)
+            await self.servicer.set(service, _status(serving))
+        await self.servicer.set(LIVENESS_SERVICE, _status(alive))
 
     async def run(self) -> None:
         """Update for ever: a hang is noticed by looking, since nothing else happens."""
         while True:
             await self.update()
             await asyncio.sleep(min(MAX_INTERVAL_S, self._hang_timeout_s / 4))
+
+
+def _status(is_good: bool) -> int:
+    status = health_pb2.HealthCheckResponse
+    return int(status.SERVING if is_good else status.NOT_SERVING)

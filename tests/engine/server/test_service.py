@@ -359,6 +359,7 @@ async def test_drain_finishes_what_runs_and_refuses_what_comes() -> None:
         await call.read()
         drain = stub.Drain(pb.DrainRequest())
         await until_health(engine.address, NOT_SERVING)
+        assert await health_of(engine.address, "liveness") == SERVING
         with pytest.raises(grpc.aio.AioRpcError, match="draining") as caught:
             await collect(stub.Generate(generate()))
 
@@ -393,6 +394,7 @@ async def test_health_follows_the_steps_and_not_the_process() -> None:
         call = stub.Generate(generate())
 
         await until_health(engine.address, NOT_SERVING)
+        assert await health_of(engine.address, "liveness") == NOT_SERVING
         engine.resume()
         await collect(call)
         await until_health(engine.address, SERVING)
@@ -424,6 +426,7 @@ async def test_until_there_is_a_model_calls_are_unavailable() -> None:
     await server.start()
     try:
         assert await health_of(server.address) == NOT_SERVING
+        assert await health_of(server.address, "liveness") == SERVING
         async with stub_of(server.address) as stub:
             with pytest.raises(grpc.aio.AioRpcError, match="loading") as caught:
                 await collect(stub.Generate(generate()))
