@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.sampling_noise import LANE_0, LANE_1, draw_key, gumbel
 from quire_engine.kernels.gpu.sampling_rows import (
     POSITION,
@@ -22,6 +23,7 @@ from quire_engine.kernels.gpu.sampling_rows import (
     load_float,
     load_unsigned,
 )
+from quire_engine.kernels.gpu.sampling_values import best_of, is_finite, load_logits
 
 CHUNK = 4096
 
@@ -84,6 +86,7 @@ def score_chunks(
         CHUNK=CHUNK,
         IS_RANDOM=boundaries is not None,
         num_warps=4,
+        **dependent_launch(logits_BV.device),
     )
 
 
@@ -113,21 +116,8 @@ def pick(
         num_chunks,
         CHUNKS=triton.next_power_of_2(num_chunks),
         num_warps=1,
+        **dependent_launch(rows_B.device),
     )
-
-
-@triton.jit
-def best_of(scores, ids):
-    """Return the largest score and the lowest id that has it."""
-    best = tl.max(scores, 0)
-    return best, tl.min(tl.where(scores == best, ids, 0x7FFFFFFF), 0)
-
-
-@triton.jit
-def load_logits(ptr, mask):
-    """Load logits as float32, NaN as +inf; what is masked is -inf."""
-    x = tl.load(ptr, mask=mask, other=float("-inf")).to(tl.float32)
-    return tl.where(x != x, float("inf"), x)
 
 
 @triton.jit
@@ -144,8 +134,12 @@ def _score_kernel(
     vocab_size,
     CHUNK: tl.constexpr,
     IS_RANDOM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Score one chunk of one slot."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0)
     chunk = tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -178,15 +172,19 @@ def _pick_kernel(
     partials_stride_b,
     num_chunks,
     CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Take the best chunk of one slot."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS)
     mask = chunk < num_chunks
     place = slot * partials_stride_b + chunk
     scores = tl.load(scores_ptr + place, mask=mask, other=float("-inf"))
     score, token = best_of(scores, tl.load(ids_ptr + place, mask=mask, other=0x7FFFFFFF))
-    is_bad = (score == float("inf")) | (score == float("-inf"))
+    is_bad = is_finite(score) == 0
     token = tl.where(is_bad, 0, token)
     tl.store(tokens_ptr + slot, token)
     tl.store(is_bad_ptr + slot, is_bad.to(tl.int32))

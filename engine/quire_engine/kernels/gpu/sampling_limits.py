@@ -1,8 +1,9 @@
-"""Find what top_k, top_p and min_p leave of each row, by search for the least logit that is kept.
+"""Find what top_k, top_p and min_p leave of each row: the least logit that is kept.
 
 The kept tokens are the first of the row in the order (logit descending, id ascending), so a
 `Boundaries` entry says it all: a least logit, and an id from which its equals are left out. The
-search bisects the float numbers, which lie in the order of their bits, and needs no sort.
+search bisects the float numbers, which lie in the order of their bits, and needs no sort. It looks
+at the candidates that `sampling_narrow` left, or at the whole row where they are too many.
 
 Legend: B batch slots, R rows of the table, V vocabulary.
 """
@@ -11,7 +12,22 @@ import torch
 import triton
 import triton.language as tl
 
-from quire_engine.kernels.gpu.sampling_draw import Boundaries, load_logits
+from quire_engine.kernels.gpu.launch import dependent_launch
+from quire_engine.kernels.gpu.sampling_draw import Boundaries
+from quire_engine.kernels.gpu.sampling_narrow import (
+    HIGH,
+    LIMIT,
+    LOW,
+    MAX_CANDIDATES,
+    NUM_ROUNDS,
+    STATE_WORDS,
+    WEIGHT,
+    Narrowing,
+    floor_of,
+    is_searched,
+    narrow,
+    row_max,
+)
 from quire_engine.kernels.gpu.sampling_rows import (
     MIN_P_DEPTH,
     TEMPERATURE,
@@ -20,10 +36,15 @@ from quire_engine.kernels.gpu.sampling_rows import (
     line_of,
     load_float,
 )
+from quire_engine.kernels.gpu.sampling_values import (
+    is_finite,
+    key_of,
+    load_logits,
+    middle,
+    value_of,
+)
 
-_TILE = 8192
-_LEAST_KEY = tl.constexpr(-0x7F800001)
-"""The key of -inf."""
+_TILE = 4096
 
 
 def find_boundaries(
@@ -31,74 +52,137 @@ def find_boundaries(
     vocab_size: int,
     table_RW: torch.Tensor,
     rows_B: torch.Tensor,
+    memory: Narrowing,
     boundaries: Boundaries,
 ) -> None:
     """Write each slot's boundary."""
+    narrow(logits_BV, vocab_size, table_RW, rows_B, memory)
+    num_chunks = memory.max_BC.shape[1]
     _search_kernel[(rows_B.shape[0],)](
         logits_BV,
         table_RW,
         rows_B,
+        memory.max_BC,
+        memory.states_NB[NUM_ROUNDS],
+        memory.num_candidates_B,
+        memory.candidates_BK,
+        memory.candidate_ids_BK,
         boundaries.least_B,
         boundaries.cut_B,
         logits_BV.stride(0),
         vocab_size,
-        TILE=min(_TILE, triton.next_power_of_2(vocab_size)),
+        num_chunks,
+        memory.max_BC.stride(0),
+        MAX_CANDIDATES=MAX_CANDIDATES,
+        CHUNKS=triton.next_power_of_2(num_chunks),
+        TILE=_TILE,
         num_warps=16,
+        **dependent_launch(logits_BV.device),
     )
 
 
 @triton.jit
-def key_of(value):
-    """Return an int32 that orders as the float32 does."""
-    bits = value.to(tl.int32, bitcast=True)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-@triton.jit
-def value_of(key):
-    """Return the float32 of a key."""
-    bits = key ^ ((key >> 31) & 0x7FFFFFFF)
-    return bits.to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def middle(low, high):
-    """Return the key between two keys, rounded down; their difference may overflow."""
-    return (low >> 1) + (high >> 1) + (low & high & 1)
-
-
-@triton.jit
-def _row_max(x_ptr, vocab_size, TILE: tl.constexpr):
-    ids = tl.arange(0, TILE)
-    best = tl.full([TILE], float("-inf"), tl.float32)
-    for start in range(0, vocab_size, TILE):
-        best = tl.maximum(best, load_logits(x_ptr + start + ids, start + ids < vocab_size))
-    return tl.max(best, 0)
-
-
-@triton.jit
-def _above(x_ptr, vocab_size, least, max_x, inverse_temperature, TILE: tl.constexpr):
-    """Return how many logits are over `least`, and the sum of their exp((x - max) / T)."""
+def _over(x_ptr, num, least, max_x, scale, TILE: tl.constexpr):
+    """Return how many of `num` logits are over `least`, and their sum of exp((x - max) * scale)."""
     ids = tl.arange(0, TILE)
     count = tl.zeros([TILE], tl.int32)
     mass = tl.zeros([TILE], tl.float64)
-    for start in range(0, vocab_size, TILE):
-        x = load_logits(x_ptr + start + ids, start + ids < vocab_size)
-        p = tl.exp((x - max_x) * inverse_temperature)
+    for start in range(0, num, TILE):
+        x = load_logits(x_ptr + start + ids, start + ids < num)
+        p = tl.exp((x - max_x) * scale)
         count += (x > least).to(tl.int32)
         mass += tl.where(x > least, p, 0.0).to(tl.float64)
     return tl.sum(count, 0), tl.sum(mass, 0)
 
 
 @triton.jit
-def _count_equal(x_ptr, num_tokens, value, TILE: tl.constexpr):
-    """Return how many of the first `num_tokens` logits equal `value`."""
-    ids = tl.arange(0, TILE)
+def _equal(x_ptr, ids_ptr, num, value, end, HAS_IDS: tl.constexpr, TILE: tl.constexpr):
+    """Return how many logits equal `value` and have an id under `end`."""
+    lane = tl.arange(0, TILE)
     count = tl.zeros([TILE], tl.int32)
-    for start in range(0, num_tokens, TILE):
-        x = load_logits(x_ptr + start + ids, start + ids < num_tokens)
-        count += (x == value).to(tl.int32)
+    for start in range(0, num, TILE):
+        mask = start + lane < num
+        ids = start + lane
+        if HAS_IDS:
+            ids = tl.load(ids_ptr + start + lane, mask=mask, other=0)
+        is_equal = load_logits(x_ptr + start + lane, mask) == value
+        count += (is_equal & (ids < end)).to(tl.int32)
     return tl.sum(count, 0)
+
+
+@triton.jit
+def _boundary(
+    x_ptr,
+    ids_ptr,
+    num,
+    vocab_size,
+    line_ptr,
+    state_ptr,
+    over_weight,
+    max_x,
+    HAS_IDS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Return the boundary: its logit, and the id from which its equals are left out.
+
+    Of the row, `num` logits are given; those that are not weigh `over_weight` and are kept, or are
+    under the state's LOW.
+    """
+    top_k = tl.load(line_ptr + TOP_K)
+    top_p = load_float(line_ptr, TOP_P)
+    scale = 1.0 / load_float(line_ptr, TEMPERATURE)
+    floor = tl.load(state_ptr + LOW)
+    low = key_of(floor)
+    high = key_of(tl.load(state_ptr + HIGH))
+    limit = tl.load(state_ptr + LIMIT).to(tl.float64)
+    num_kept = 0
+    if top_k > 0:
+        over = over_weight.to(tl.int32)
+        while high - 1 > low:
+            key = middle(low, high)
+            count, mass = _over(x_ptr, num, value_of(key), max_x, scale, TILE)
+            is_under = over + count < top_k
+            low = tl.where(is_under, low, key)
+            high = tl.where(is_under, key, high)
+        if value_of(high) > floor:
+            count, mass = _over(x_ptr, num, value_of(high), max_x, scale, TILE)
+            num_kept = top_k - over - count
+        if top_p < 1.0:
+            least = value_of(high)
+            num_equal = _equal(x_ptr, ids_ptr, num, least, vocab_size, HAS_IDS, TILE)
+            p = tl.exp(tl.maximum(least - max_x, -1e30) * scale).to(tl.float64)
+            count, mass = _over(x_ptr, num, least, max_x, scale, TILE)
+            mass += p * tl.minimum(num_kept, num_equal).to(tl.float64)
+            limit = top_p.to(tl.float64) * mass
+            low = high - 1
+            high = key_of(max_x)
+    if top_p < 1.0:
+        first = low + 1
+        while high - 1 > low:
+            key = middle(low, high)
+            count, mass = _over(x_ptr, num, value_of(key), max_x, scale, TILE)
+            is_under = over_weight + mass < limit
+            low = tl.where(is_under, low, key)
+            high = tl.where(is_under, key, high)
+        least = value_of(high)
+        if least > floor:
+            count, mass = _over(x_ptr, num, least, max_x, scale, TILE)
+            p = tl.exp(tl.maximum(least - max_x, -1e30) * scale).to(tl.float64)
+            fitting = (limit - over_weight - mass) / tl.maximum(p, 1e-300)
+            num_fitting = tl.ceil(tl.minimum(fitting, 1e9)).to(tl.int32)
+            is_shared = (top_k > 0) & (high == first)
+            num_kept = tl.where(is_shared, tl.minimum(num_fitting, num_kept), num_fitting)
+    least = value_of(high)
+    cut = vocab_size
+    if num_kept < _equal(x_ptr, ids_ptr, num, least, vocab_size, HAS_IDS, TILE):
+        # Ids under `cut` hold `num_kept` equals; ids under `less` hold fewer.
+        less = 0
+        while cut - 1 > less:
+            end = (less + cut) // 2
+            is_under = _equal(x_ptr, ids_ptr, num, least, end, HAS_IDS, TILE) < num_kept
+            less = tl.where(is_under, end, less)
+            cut = tl.where(is_under, cut, end)
+    return least, cut
 
 
 @triton.jit
@@ -106,68 +190,71 @@ def _search_kernel(
     logits_ptr,
     table_ptr,
     rows_ptr,
+    max_ptr,
+    state_ptr,
+    num_candidates_ptr,
+    candidates_ptr,
+    candidate_ids_ptr,
     least_ptr,
     cut_ptr,
     logits_stride_b,
     vocab_size,
+    num_chunks,
+    max_stride_b,
+    MAX_CANDIDATES: tl.constexpr,
+    CHUNKS: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
-    """Find one slot's boundary, with as many passes over the row as it takes."""
+    """Find one slot's boundary."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     slot = tl.program_id(0)
     line_ptr = line_of(table_ptr, rows_ptr, slot)
-    x_ptr = logits_ptr + slot.to(tl.int64) * logits_stride_b
-    temperature = load_float(line_ptr, TEMPERATURE)
-    top_k = tl.load(line_ptr + TOP_K)
-    top_p = load_float(line_ptr, TOP_P)
-    depth = load_float(line_ptr, MIN_P_DEPTH)
+    has_search = is_searched(line_ptr)
     least = float("-inf")
     cut = vocab_size
-    has_limit = (top_k > 0) | (top_p < 1.0) | (depth > float("-inf"))
     max_x = float("inf")
-    if has_limit & (temperature > 0.0):
-        max_x = _row_max(x_ptr, vocab_size, TILE)
-    if (max_x < float("inf")) & (max_x > float("-inf")):
-        scale = 1.0 / temperature
-        # Keys in (low, high] may hold the boundary.
-        low = tl.maximum(key_of(max_x + depth * temperature) - 1, _LEAST_KEY)
-        least = value_of(low + 1)
-        num_kept = vocab_size
-        if top_k > 0:
-            high = key_of(max_x)
-            below = low
-            while high - 1 > below:
-                key = middle(below, high)
-                count, mass = _above(x_ptr, vocab_size, value_of(key), max_x, scale, TILE)
-                below = tl.where(count < top_k, below, key)
-                high = tl.where(count < top_k, key, high)
-            least = value_of(high)
-            low = high - 1
-            count, mass = _above(x_ptr, vocab_size, least, max_x, scale, TILE)
-            num_kept = top_k - count
-        if top_p < 1.0:
-            p = tl.exp(tl.maximum(least - max_x, -1e30) * scale).to(tl.float64)
-            count, mass = _above(x_ptr, vocab_size, least, max_x, scale, TILE)
-            equal = _count_equal(x_ptr, vocab_size, least, TILE)
-            limit = (mass + p * tl.minimum(num_kept, equal).to(tl.float64)) * top_p
-            first = least
-            high = key_of(max_x)
-            while high - 1 > low:
-                key = middle(low, high)
-                count, mass = _above(x_ptr, vocab_size, value_of(key), max_x, scale, TILE)
-                low = tl.where(mass < limit, low, key)
-                high = tl.where(mass < limit, key, high)
-            least = value_of(high)
-            count, mass = _above(x_ptr, vocab_size, least, max_x, scale, TILE)
-            p = tl.exp(tl.maximum(least - max_x, -1e30) * scale).to(tl.float64)
-            num = tl.ceil(tl.minimum((limit - mass) / tl.maximum(p, 1e-300), 1e9)).to(tl.int32)
-            num_kept = tl.where(least > first, num, tl.minimum(num, num_kept))
-        if num_kept < _count_equal(x_ptr, vocab_size, least, TILE):
-            # The first `cut` tokens hold `num_kept` equals; the first `under` hold fewer.
-            under = 0
-            while cut - 1 > under:
-                to = (under + cut) // 2
-                count = _count_equal(x_ptr, to, least, TILE)
-                under = tl.where(count < num_kept, to, under)
-                cut = tl.where(count < num_kept, cut, to)
+    if has_search | (load_float(line_ptr, MIN_P_DEPTH) > float("-inf")):
+        max_x = row_max(max_ptr, slot, max_stride_b, num_chunks, CHUNKS)
+    if is_finite(max_x):
+        if has_search:
+            state_ptr += slot * STATE_WORDS
+            num = tl.load(num_candidates_ptr + slot)
+            # With both limits the candidates begin at the maximum, as the whole row does.
+            has_all = (tl.load(line_ptr + TOP_K) > 0) & (load_float(line_ptr, TOP_P) < 1.0)
+            has_all |= num > MAX_CANDIDATES
+            over_weight = tl.where(has_all, 0.0, tl.load(state_ptr + WEIGHT))
+            if num <= MAX_CANDIDATES:
+                place = slot.to(tl.int64) * MAX_CANDIDATES
+                least, cut = _boundary(
+                    candidates_ptr + place,
+                    candidate_ids_ptr + place,
+                    num,
+                    vocab_size,
+                    line_ptr,
+                    state_ptr,
+                    over_weight,
+                    max_x,
+                    True,
+                    TILE,
+                )
+            else:
+                least, cut = _boundary(
+                    logits_ptr + slot.to(tl.int64) * logits_stride_b,
+                    candidate_ids_ptr,
+                    vocab_size,
+                    vocab_size,
+                    line_ptr,
+                    state_ptr,
+                    over_weight,
+                    max_x,
+                    False,
+                    TILE,
+                )
+        else:
+            least = floor_of(line_ptr, max_x)
+            cut = 0
     tl.store(least_ptr + slot, least)
     tl.store(cut_ptr + slot, cut)

@@ -16,6 +16,7 @@ import torch
 from quire_engine.kernels.gpu import sampling_rows as words
 from quire_engine.kernels.gpu.sampling_draw import Boundaries, Partials, pick, score_chunks
 from quire_engine.kernels.gpu.sampling_limits import find_boundaries
+from quire_engine.kernels.gpu.sampling_narrow import Narrowing
 from quire_engine.runner.gpu.sampler_rows import Line, line_of
 from quire_engine.runner.gpu.staging import Staging
 from quire_engine.runner.plan import AdmittedSequence
@@ -43,6 +44,7 @@ class GpuSampler:
             max_num_rows, words.NUM_WORDS.value, dtype=torch.int32, device=device
         )
         self._boundaries = Boundaries.empty(max_num_rows, device)
+        self._narrowing = Narrowing.empty(max_num_rows, vocab_size, device)
         self._partials = Partials.empty(max_num_rows, vocab_size, device)
         self._lines: dict[int, Line] = {}
         self._staged: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -86,7 +88,9 @@ class GpuSampler:
         boundaries = None
         if mode != "greedy":
             boundaries = self._boundaries
-            find_boundaries(logits_BV, self._vocab_size, self._table_RW, rows_B, boundaries)
+            find_boundaries(
+                logits_BV, self._vocab_size, self._table_RW, rows_B, self._narrowing, boundaries
+            )
         score_chunks(
             logits_BV, self._vocab_size, self._table_RW, rows_B, boundaries, self._partials
         )
