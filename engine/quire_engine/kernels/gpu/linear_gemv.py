@@ -15,6 +15,9 @@ import triton.language as tl
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.norm import Norm
 
+SCALE_BLOCK = tl.constexpr(128)
+"""Outputs, and inputs, that share a scale where a weight has one for each block."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemvTiles:
@@ -33,12 +36,15 @@ def gemv(
     out_O: torch.Tensor,
     tiles: GemvTiles,
     *,
+    scale: torch.Tensor | None = None,
     bias_O: torch.Tensor | None = None,
     norm: Norm | None = None,
     adds: bool = False,
     gated: bool = False,
 ) -> None:
     """Write W norm(x) + b; with `adds` add it to `out_O`, rounded once.
+
+    `scale` is that of an 8-bit weight, (O,) or (O / 128, I / 128), float32.
 
     With `gated` the weight's first half of rows makes gates and its second what they open:
     silu(gate) * up is written, half as many numbers as the weight has rows.
@@ -49,6 +55,7 @@ def gemv(
         x_I,
         x_I if norm is None else norm.weight_E,
         weight_OI,
+        x_I if scale is None else scale,
         x_I if bias_O is None else bias_O,
         out_O,
         0.0 if norm is None else norm.eps,
@@ -57,6 +64,7 @@ def gemv(
         ROWS=tiles.rows,
         BLOCK=tiles.block,
         IS_EVEN=width % tiles.block == 0 and num_outputs % tiles.rows == 0,
+        SCALE_DIMS=0 if scale is None else scale.dim(),
         HAS_NORM=norm is not None,
         HAS_BIAS=bias_O is not None,
         ADDS=adds,
@@ -72,7 +80,23 @@ def _load_weight(w_ptr, is_there, IS_EVEN: tl.constexpr):
     if IS_EVEN:
         return tl.load(w_ptr, eviction_policy="evict_first")
     else:
-        return tl.load(w_ptr, mask=is_there, other=0, eviction_policy="evict_first")
+        return tl.load(w_ptr, mask=is_there, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH: tl.constexpr, SCALE_DIMS: tl.constexpr):
+    """Add the products of a tile, scaled where every SCALE_BLOCK inputs have a scale."""
+    products = x[None, :] * tile.to(tl.float32)
+    if SCALE_DIMS < 2:
+        return acc + products
+    else:
+        ROWS: tl.constexpr = tile.shape[0]
+        GROUPS: tl.constexpr = tile.shape[1] // SCALE_BLOCK
+        g = start // SCALE_BLOCK + tl.arange(0, GROUPS)[None, :]
+        stride: tl.constexpr = (WIDTH + SCALE_BLOCK - 1) // SCALE_BLOCK
+        place = scale_ptr + o[:, None] // SCALE_BLOCK * stride + g
+        scale = tl.load(place, mask=g < stride, other=0)
+        return acc + scale * tl.sum(tl.reshape(products, (ROWS, GROUPS, SCALE_BLOCK)), 2)
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -80,6 +104,7 @@ def _gemv_kernel(
     x_ptr,
     norm_ptr,
     w_ptr,
+    scale_ptr,
     bias_ptr,
     out_ptr,
     eps,
@@ -88,6 +113,7 @@ def _gemv_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_EVEN: tl.constexpr,
+    SCALE_DIMS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
@@ -107,8 +133,9 @@ def _gemv_kernel(
         up_tile = _load_weight(w + up_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    acc = tl.zeros((ROWS, BLOCK), tl.float32)
-    up_acc = tl.zeros((ROWS, BLOCK), tl.float32)
+    SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
+    acc = tl.zeros((ROWS, SUMS), tl.float32)
+    up_acc = tl.zeros((ROWS, SUMS), tl.float32)
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in tl.static_range(0, WIDTH, BLOCK):
         # The next tile is on its way while this one is multiplied.
@@ -124,9 +151,10 @@ def _gemv_kernel(
         if HAS_NORM:
             squares += x * x
             x *= tl.load(norm_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
-        acc += x[None, :] * tile.to(tl.float32)
+        acc = _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH, SCALE_DIMS)
         if GATED:
-            up_acc += x[None, :] * up_tile.to(tl.float32)
+            up_o = o + num_outputs
+            up_acc = _accumulate(up_acc, x, up_tile, scale_ptr, up_o, start, WIDTH, SCALE_DIMS)
         if start + BLOCK < WIDTH:
             tile = next_tile
             if GATED:
@@ -136,12 +164,16 @@ def _gemv_kernel(
     if HAS_NORM:
         scale = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
         y *= scale
+    if SCALE_DIMS == 1:
+        y *= tl.load(scale_ptr + o, mask=mask, other=0)
     if HAS_BIAS:
         y += tl.load(bias_ptr + o, mask=mask, other=0).to(tl.float32)
     if GATED:
         up = tl.sum(up_acc, 1)
         if HAS_NORM:
             up *= scale
+        if SCALE_DIMS == 1:
+            up *= tl.load(scale_ptr + num_outputs + o, mask=mask, other=0)
         if HAS_BIAS:
             up += tl.load(bias_ptr + num_outputs + o, mask=mask, other=0).to(tl.float32)
         y = y * tl.sigmoid(y) * up

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
+from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK
 
 LINE = 128
 """Bytes of a cache line."""
@@ -55,11 +56,16 @@ def skinny(
     tiles: SkinnyTiles,
     counters: torch.Tensor | None = None,
     *,
+    x_scale: torch.Tensor | None = None,
+    scale: torch.Tensor | None = None,
     bias_O: torch.Tensor | None = None,
     adds: bool = False,
     gated: bool = False,
 ) -> None:
     """Write x W^T + b; `adds` and `gated` as in `gemv`.
+
+    The scales, float32, are those of an 8-bit x and weight: (T,) and (O,), or (T, I / 128) and
+    (O / 128, I / 128), which asks for a depth of 128.
 
     `counters`, int32 and zero, one per `columns` outputs, are needed with several splits; they
     are zero again when the product is done.
@@ -68,6 +74,8 @@ def skinny(
     num_outputs = num_rows // 2 if gated else num_rows
     assert num_tokens <= tiles.max_tokens, f"{num_tokens} rows; {tiles.max_tokens} at most"
     assert tiles.fits(width, num_outputs), f"{tiles} cannot cut {num_outputs} x {width}"
+    scale_dims = 0 if scale is None else scale.dim()
+    assert scale_dims < 2 or tiles.depth == SCALE_BLOCK, "a step of the loop has one scale"
     partial = out_TO
     if tiles.splits > 1:
         assert counters is not None, "splits need counters"
@@ -79,6 +87,8 @@ def skinny(
     _skinny_kernel[(tiles.num_tiles(num_outputs), tiles.splits)](
         x_TI,
         weight_OI,
+        x_TI if x_scale is None else x_scale,
+        x_TI if scale is None else scale,
         x_TI if bias_O is None else bias_O,
         out_TO,
         partial,
@@ -95,6 +105,7 @@ def skinny(
         WEIGHT_FIRST=tiles.weight_first,
         PREFETCH=tiles.prefetch if x_TI.is_cuda else 0,
         LINE=LINE // weight_OI.element_size(),
+        SCALE_DIMS=scale_dims,
         HAS_BIAS=bias_O is not None,
         ADDS=adds,
         GATED=gated,
@@ -119,11 +130,19 @@ def prefetch_rows(row_ptr, PREFETCH: tl.constexpr, LINE: tl.constexpr):
 
 
 @triton.jit
-def _multiply(x, w, acc, WEIGHT_FIRST: tl.constexpr):
-    if WEIGHT_FIRST:
-        return tl.dot(w, tl.trans(x), acc)
+def _multiply(x, w, acc, x_scale, scale_ptr, SCALE_DIMS: tl.constexpr, WEIGHT_FIRST: tl.constexpr):
+    """Add a step's products; where each block has a scale, they are scaled on the way."""
+    if SCALE_DIMS < 2:
+        if WEIGHT_FIRST:
+            return tl.dot(w, tl.trans(x), acc)
+        else:
+            return tl.dot(x, tl.trans(w), acc)
     else:
-        return tl.dot(x, tl.trans(w), acc)
+        scale = tl.load(scale_ptr)
+        if WEIGHT_FIRST:
+            return acc + tl.dot(w, tl.trans(x)) * scale[:, None] * x_scale[None, :]
+        else:
+            return acc + tl.dot(x, tl.trans(w)) * x_scale[:, None] * scale[None, :]
 
 
 @triton.jit
@@ -135,6 +154,8 @@ def _rows(pair, WEIGHT_FIRST: tl.constexpr):
 def _skinny_kernel(
     x_ptr,
     w_ptr,
+    x_scale_ptr,
+    scale_ptr,
     bias_ptr,
     out_ptr,
     partial_ptr,
@@ -151,6 +172,7 @@ def _skinny_kernel(
     WEIGHT_FIRST: tl.constexpr,
     PREFETCH: tl.constexpr,
     LINE: tl.constexpr,
+    SCALE_DIMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
@@ -182,13 +204,20 @@ def _skinny_kernel(
     else:
         acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
         up_acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
+    x_scale = 0.0
+    stride = width // SCALE_BLOCK
+    scale = scale_ptr + o // SCALE_BLOCK * stride
     for start in range(0, part, DEPTH):
-        x = tl.load(x_row + start, mask=is_token, other=0)
+        x = tl.load(x_row + start, mask=is_token, other=0.0)
         w = tl.load(row + start, eviction_policy="evict_first")
-        acc = _multiply(x, w, acc, WEIGHT_FIRST)
+        g = (s * part + start) // SCALE_BLOCK
+        if SCALE_DIMS == 2:
+            x_scale = tl.load(x_scale_ptr + t * stride + g, mask=t < num_tokens, other=0)
+        acc = _multiply(x, w, acc, x_scale, scale + g, SCALE_DIMS, WEIGHT_FIRST)
         if GATED:
             up_w = tl.load(row + up_offset + start, eviction_policy="evict_first")
-            up_acc = _multiply(x, up_w, up_acc, WEIGHT_FIRST)
+            up_scale = scale_ptr + (o + num_outputs) // SCALE_BLOCK * stride + g
+            up_acc = _multiply(x, up_w, up_acc, x_scale, up_scale, SCALE_DIMS, WEIGHT_FIRST)
     y = _rows(acc, WEIGHT_FIRST)
     if GATED:
         up = _rows(up_acc, WEIGHT_FIRST)
@@ -213,6 +242,11 @@ def _skinny_kernel(
                     up += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
             tl.store(counters_ptr + tl.program_id(0), 0)
     if is_last:
+        if SCALE_DIMS == 1:
+            row_scale = tl.load(x_scale_ptr + t, mask=t < num_tokens, other=0)
+            y *= row_scale[:, None] * tl.load(scale_ptr + o)[None, :]
+            if GATED:
+                up *= row_scale[:, None] * tl.load(scale_ptr + num_outputs + o)[None, :]
         if HAS_BIAS:
             y += tl.load(bias_ptr + o).to(tl.float32)[None, :]
             if GATED:

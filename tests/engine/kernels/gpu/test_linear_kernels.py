@@ -5,6 +5,7 @@ from torch.nn import functional
 from quire_engine.kernels.gpu.linear_gemv import GemvTiles, gemv
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.quantize import quantize_rows
 
 CLOSE = {
     torch.float32: (1e-4, 1e-4),
@@ -133,3 +134,95 @@ def test_skinny_products_fuse_bias_residual_and_gate_over_any_splits(
 
     check(out, expected)
     assert not counters.any()
+
+
+def quantize_weight(weight: torch.Tensor, *, per_block: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if not per_block:
+        scale = weight.abs().amax(1) / 448
+        return (weight / scale[:, None]).to(torch.float8_e4m3fn), scale
+    blocks = weight.unflatten(0, (-1, 128)).unflatten(2, (-1, 128))
+    scale = blocks.abs().amax((1, 3)) / 448
+    numbers = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+    return numbers.flatten(2, 3).flatten(0, 1), scale
+
+
+def dequantize(numbers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    if scale.dim() == 2:
+        scale = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    else:
+        scale = scale[:, None]
+    return numbers.float() * scale
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+@pytest.mark.parametrize("end", ["plain", "adds", "gated"])
+def test_gemv_reads_8_bit_weights_through_their_scales(
+    device: str, per_block: bool, end: str
+) -> None:
+    torch.manual_seed(0)
+    numbers, scale = quantize_weight(torch.randn(256, 384, device=device), per_block=per_block)
+    x = make(device, torch.bfloat16, 1, 384)
+    norm = Norm(make(device, torch.bfloat16, 384), 1e-5)
+    out = make(device, torch.bfloat16, 1, 128 if end == "gated" else 256)
+    before = out.clone() if end == "adds" else None
+    expected = reference(x, dequantize(numbers, scale), None, norm, before, gated=end == "gated")
+
+    gemv(
+        x[0],
+        numbers,
+        out[0],
+        GemvTiles(rows=4, block=256, num_warps=1),
+        scale=scale,
+        norm=norm,
+        adds=end == "adds",
+        gated=end == "gated",
+    )
+
+    check(out, expected)
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+@pytest.mark.parametrize("weight_first", [False, True])
+@pytest.mark.parametrize("end", ["plain", "adds", "gated"])
+def test_skinny_products_scale_8_bit_numbers_of_both_sides(
+    device: str, per_block: bool, weight_first: bool, end: str
+) -> None:
+    torch.manual_seed(0)
+    numbers, scale = quantize_weight(torch.randn(256, 512, device=device), per_block=per_block)
+    x = quantize_rows(torch.randn(5, 512, device=device), per_group=per_block)
+    tiles = SkinnyTiles(
+        max_tokens=16,
+        columns=64,
+        depth=128,
+        splits=2,
+        weight_first=weight_first,
+        prefetch=128,
+        num_stages=2,
+    )
+    wide = x.scale.repeat_interleave(128, 1) if per_block else x.scale[:, None]
+    out = make(device, torch.bfloat16, 5, 128 if end == "gated" else 256)
+    before = out.clone() if end == "adds" else None
+    expected = reference(
+        x.numbers.float() * wide,
+        dequantize(numbers, scale),
+        None,
+        None,
+        before,
+        gated=end == "gated",
+    )
+    counters = torch.zeros(4, dtype=torch.int32, device=device)
+
+    skinny(
+        x.numbers,
+        numbers,
+        out,
+        tiles,
+        counters,
+        x_scale=x.scale,
+        scale=scale,
+        adds=end == "adds",
+        gated=end == "gated",
+    )
+
+    # fp8 tensor cores of Hopper add up 14 bits.
+    torch.testing.assert_close(out.float(), expected, rtol=0.03, atol=0.6)
