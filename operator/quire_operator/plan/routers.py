@@ -9,8 +9,8 @@ from quire_operator.plan.placement import HOSTNAME
 from quire_operator.plan.pod_parts import container_security, image_fields, pod_security
 
 HTTP_PORT = 8000
-PRE_STOP_SECONDS = 5
-"""For load balancers and proxies to learn that a pod leaves."""
+SHUTDOWN_DELAY_SECONDS = 5
+"""For load balancers and proxies to learn that a pod leaves; it still takes requests."""
 KILL_MARGIN_SECONDS = 10
 KEYS_FOLDER = "/etc/quire/api-keys"
 MAX_WAIT_FOR_REPLICA_S = 600
@@ -46,6 +46,7 @@ def router_flags(ctx: Context) -> list[str]:
         f"--replicas={discovery_target(ctx)}",
         f"--routing-policy={_POLICIES[router.policy]}",
         f"--port={HTTP_PORT}",
+        f"--shutdown-delay={SHUTDOWN_DELAY_SECONDS}",
         f"--shutdown-timeout={ctx.spec.drain.timeout_seconds}",
     ]
     scaling = ctx.spec.autoscaling
@@ -60,7 +61,7 @@ def router_flags(ctx: Context) -> list[str]:
 
 def discovery_target(ctx: Context) -> str:
     """Return what `--replicas` takes: the EndpointSlices of the engines' Service."""
-    return f"k8s:///{ctx.namespace}/{ctx.engine_name}:grpc"
+    return f"kubernetes:///{ctx.engine_name}.{ctx.namespace}:grpc"
 
 
 def service_url(ctx: Context) -> str:
@@ -127,7 +128,7 @@ def _pod_spec(ctx: Context) -> Json:
         "serviceAccountName": ctx.router_name,
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": PRE_STOP_SECONDS + timeout + KILL_MARGIN_SECONDS,
+        "terminationGracePeriodSeconds": SHUTDOWN_DELAY_SECONDS + timeout + KILL_MARGIN_SECONDS,
         "securityContext": pod_security(),
         "topologySpreadConstraints": [spread],
         "containers": [_container(ctx)],
@@ -141,7 +142,6 @@ def _container(ctx: Context) -> Json:
     mounts: list[Json] = [{"name": "tmp", "mountPath": "/tmp"}]
     if ctx.spec.router.api_keys_secret_ref:
         mounts.append({"name": "api-keys", "mountPath": KEYS_FOLDER, "readOnly": True})
-    check = {"httpGet": {"path": "/health", "port": "http"}, "timeoutSeconds": 5}
     return {
         "name": "router",
         "image": ctx.settings.router_image,
@@ -156,10 +156,13 @@ def _container(ctx: Context) -> Json:
         "securityContext": container_security(is_read_only=True),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
-        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        # Ready means that it answers, not that engines do: without engines it says 503 with a
-        # Retry-After, or holds requests until one is up, which no closed port can do.
-        "startupProbe": check | {"periodSeconds": 1, "failureThreshold": 60},
-        "readinessProbe": check | {"periodSeconds": 5, "failureThreshold": 2},
-        "livenessProbe": check | {"periodSeconds": 10, "failureThreshold": 6},
+        "startupProbe": _check("/health") | {"periodSeconds": 1, "failureThreshold": 60},
+        # Ready means that it has read the endpoints, not that there are any: without engines it
+        # answers 503, or holds requests until one is up, which no closed port can do.
+        "readinessProbe": _check("/readyz") | {"periodSeconds": 5, "failureThreshold": 2},
+        "livenessProbe": _check("/health") | {"periodSeconds": 10, "failureThreshold": 6},
     }
+
+
+def _check(path: str) -> Json:
+    return {"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5}
