@@ -1,5 +1,6 @@
 """What the chart promises the operator: flags that it has, rights that it needs and no others."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -68,6 +69,16 @@ def test_the_values_arrive_at_the_operator() -> None:
     assert runtime.node_selector == "nvidia.com/gpu.present=true"
     assert runtime.lease_name == "llm-serving-operator"
     assert (runtime.log_level, runtime.log_format, runtime.num_workers) == ("debug", "text", 16)
+
+
+def test_every_setting_of_the_operator_has_a_value() -> None:
+    flags = {arg.partition("=")[0] for name in VALUES for arg in operator_args(VALUES[name])}
+    # What the engine image can do is the engine's, not the administrator's.
+    left = {"pipeline_parallelism", "adapters"}
+
+    names = {item.name for item in dataclasses.fields(OperatorSettings)} - left
+    given = {flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
+    assert names - given == set()
 
 
 def test_what_is_switched_off_is_off_at_the_operator() -> None:

@@ -62,7 +62,10 @@ VALUES: dict[str, dict[str, Any]] = {
             "nodeFeatureRule": True,
         },
         "clusterDomain": "k8s.test",
-        "metrics": {"podMonitor": {"labels": {"release": "prometheus"}, "interval": "30s"}},
+        "metrics": {
+            "prometheusAddress": "http://prometheus.monitoring:9090",
+            "podMonitor": {"labels": {"release": "prometheus"}, "interval": "30s"},
+        },
         "networkPolicy": {
             "apiServerCidrs": ["198.18.0.1/32"],
             "apiServerPorts": [6443],

@@ -114,6 +114,9 @@ app.kubernetes.io/component: operator
 {{- range $key, $value := .Values.metrics.podMonitor.labels }}{{ $labels = append $labels (printf "%s=%s" $key $value) }}{{ end }}
 - --pod-monitor-labels={{ join "," $labels }}
 {{- end }}
+{{- with .Values.metrics.prometheusAddress }}
+- --prometheus-address={{ . }}
+{{- end }}
 - --metrics-address=:{{ include "quire.metricsPort" . }}
 - --health-address=:{{ include "quire.healthPort" . }}
 - --log-level={{ .Values.operator.logLevel }}
