@@ -44,9 +44,9 @@ class ServiceName:
             ConfigError: it is neither.
         """
         address, _, port = text.rpartition(":")
-        name, _, namespace = address.partition(".")
+        name, dot, namespace = address.partition(".")
         is_port = 0 < int(port) < 65536 if port.isdecimal() else _is_label(port)
-        if not _is_label(name) or (namespace and not _is_label(namespace)) or not is_port:
+        if not _is_label(name) or (dot and not _is_label(namespace)) or not is_port:
             raise ConfigError(
                 "a Service must be kubernetes:///SERVICE.NAMESPACE:PORT, PORT a number or a name, "
                 f"not kubernetes:///{text}"
