@@ -22,10 +22,22 @@ serve: .venv/installed ## Serve a real chat model: OpenAI endpoint on port 8000 
 bench: .venv/installed ## Measure the demo model against transformers, on this machine
 	$(RUN)quire bench compare $(ARGS)
 
+##@ Cluster
+CLUSTER := PYTHONPATH=tests/cluster $(RUN)python -m local_cluster
+.PHONY: cluster-tools cluster demo
+cluster-tools: .venv/installed ## Install and build what a local Kubernetes needs, once (root, Debian)
+	@$(CLUSTER) tools
+cluster: .venv/installed ## Run a local Kubernetes of two nodes until Ctrl-C
+	@$(CLUSTER) up
+demo: .venv/installed ## On such a cluster: build images, install the chart, deploy a model, chat
+	@$(CLUSTER) demo
+
 ##@ Development
 .PHONY: test lint fix generate
+# Cluster tests run on their own: they time what both cores do.
 test: lint ## Lint, then every test that this machine can run
-	$(RUN)pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN)pytest -n 2 --dist loadfile --ignore tests/cluster $(ARGS)
+	$(RUN)pytest tests/cluster $(CLUSTER_ARGS)
 lint: .venv/installed ## Format, lint, types, import contracts, generated files
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .

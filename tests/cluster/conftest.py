@@ -1,0 +1,59 @@
+"""Fixtures of the tests that need a real Kubernetes; README.md beside this file describes them."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from local_cluster.cluster import Cluster, LocalCluster, start_cluster
+from local_cluster.errors import ToolsMissingError
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A real cluster: the one that KUBECONFIG names, else a local one with two nodes."""
+    if named := os.environ.get("KUBECONFIG"):
+        kubectl = shutil.which("kubectl")
+        if kubectl is None:
+            pytest.fail("KUBECONFIG names a cluster, but there is no kubectl on the PATH")
+        yield Cluster(Path(named), [kubectl])
+        return
+    yield from _start(num_nodes=2)
+
+
+@pytest.fixture(scope="session")
+def local_cluster(cluster: Cluster) -> LocalCluster:
+    """The same cluster, for tests that break nodes or push images."""
+    if not isinstance(cluster, LocalCluster):
+        pytest.skip("needs a local cluster: unset KUBECONFIG")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[LocalCluster]:
+    """A control plane without nodes, for simulated ones: nothing ever runs there."""
+    yield from _start(num_nodes=0)
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A namespace of the test's own."""
+    name = f"test-{secrets.token_hex(4)}"
+    cluster.kubectl("create", "namespace", name)
+    # No pod can be made before the controllers have given the namespace its account.
+    cluster.wait("serviceaccount/default", "create", namespace=name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def _start(*, num_nodes: int) -> Iterator[LocalCluster]:
+    try:
+        with start_cluster(num_nodes=num_nodes) as started:
+            yield started
+    except ToolsMissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must have a cluster: {error}")
+        pytest.skip(f"needs a Kubernetes cluster: {error}")

@@ -1,0 +1,163 @@
+"""The owner's side of a cluster: starts the daemon, asks things of it, and lets it go."""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from local_cluster.cgroups import remove_cgroup
+from local_cluster.daemon import Layout
+from local_cluster.errors import ClusterError
+from local_cluster.tools import cache_folder, find_tools
+
+PREFIX = "quire-cluster-"
+LOCK = "lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owned:
+    """A running cluster, and the way to its daemon."""
+
+    folder: Path
+    network: int
+    """File descriptor of the control plane's network namespace."""
+    _channel: socket.socket
+
+    def ask(self, operation: str, name: str = "") -> None:
+        """Have the daemon do something, and wait until it is done.
+
+        Raises:
+            ClusterError: with the daemon's reason, when it cannot.
+        """
+        self._channel.sendall(json.dumps({"do": operation, "name": name}).encode() + b"\n")
+        _read_answer(self._channel.recv(1 << 16).decode())
+
+
+@contextmanager
+def own_cluster(num_nodes: int) -> Iterator[Owned]:
+    """Run a cluster of `num_nodes` nodes; every trace of it is gone afterwards.
+
+    Raises:
+        ToolsMissingError: when this machine lacks what a cluster needs.
+        ClusterError: when it does not start.
+    """
+    tools = find_tools()
+    sweep()
+    cache = cache_folder()
+    kept_images = cache / "kept-images"
+    kept_images.touch()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with (folder / LOCK).open("w") as lock, _free_slot(cache / "layers") as (layers, slot):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        layout = Layout(
+            folder=str(folder),
+            num_nodes=num_nodes,
+            tools=str(tools.folder),
+            layers=str(layers),
+            registry_data=str(cache / "registry"),
+            kept_images=str(kept_images),
+        )
+        near, far = socket.socketpair()
+        # Both locks live on in the daemon, should this process be killed.
+        daemon = _start_daemon(layout, far, [lock.fileno(), slot])
+        far.close()
+        network = -1
+        try:
+            owned = _greet(folder, near)
+            network = owned.network
+            yield owned
+        finally:
+            # Hanging up is the word to go.
+            near.shutdown(socket.SHUT_RDWR)
+            near.close()
+            _wait_for_end(daemon)
+            if network >= 0:
+                os.close(network)
+            _remove(folder)
+
+
+def sweep() -> None:
+    """Remove what clusters left whose daemon was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(FileNotFoundError), (folder / LOCK).open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            _remove(folder)
+
+
+def _start_daemon(
+    layout: Layout, channel: socket.socket, locks: list[int]
+) -> "subprocess.Popen[bytes]":
+    spaces = ["--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    arguments = [str(channel.fileno()), json.dumps(asdict(layout))]
+    # A session of its own: Ctrl-C is for the owner, which then hangs up in its own time.
+    return subprocess.Popen(
+        [
+            "unshare",
+            *spaces,
+            "--mount-proc",
+            sys.executable,
+            "-m",
+            "local_cluster.daemon",
+            *arguments,
+        ],
+        pass_fds=[channel.fileno(), *locks],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+
+def _wait_for_end(daemon: "subprocess.Popen[bytes]") -> None:
+    try:
+        daemon.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def _greet(folder: Path, channel: socket.socket) -> Owned:
+    greeting, descriptors, _, _ = socket.recv_fds(channel, 1 << 16, 1)
+    _read_answer(greeting.decode())
+    return Owned(folder=folder, network=descriptors[0], _channel=channel)
+
+
+def _read_answer(line: str) -> None:
+    if not line:
+        raise ClusterError("the cluster's daemon ended; its last words are above")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise ClusterError(answer["error"])
+
+
+@contextmanager
+def _free_slot(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Take the first folder of image layers that no other cluster is using."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        slot = folder / str(number)
+        slot.mkdir(exist_ok=True)
+        with (slot / LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                number += 1
+                continue
+            yield slot, lock.fileno()
+            return
+
+
+def _remove(folder: Path) -> None:
+    remove_cgroup(folder.name)
+    shutil.rmtree(folder, ignore_errors=True)
