@@ -64,6 +64,9 @@ class Replicas:
     is_observed: bool
     """Whether the StatefulSets' controller has seen the newest template. Until then nobody knows
     which pods are old."""
+    was_complete: bool
+    """Whether the cluster has seen all replicas ready with the newest revision. One that is lost
+    afterwards does not undo the rollout."""
 
     @cached_property
     def wanted(self) -> tuple[Replica, ...]:
@@ -90,10 +93,10 @@ class Replicas:
             for replica in self.wanted
         )
 
-    def is_rolled_out(self, partition: int) -> bool:
-        """Tell whether every replica that should be is of the newest revision, ready or not."""
-        return self.is_observed and all(
-            replica.is_updated for replica in self.wanted if replica.index >= partition
+    def has_stale(self, partition: int) -> bool:
+        """Tell whether pods of an old revision wait to be replaced, or might."""
+        return not self.is_observed or any(
+            replica.stale_pods for replica in self.wanted if replica.index >= partition
         )
 
     @property
@@ -138,7 +141,10 @@ def read_replicas(ctx: Context, hashes: Mapping[str, str]) -> Replicas:
         )
         for index in range(count)
     )
-    return Replicas(replicas, ctx.num_replicas, bool(revision) or not own)
+    current = ((live or {}).get("status") or {}).get("currentRevision")
+    # A partition that holds pods back keeps the cluster's record from ever being written.
+    was_complete = bool(revision) and (current == revision or ctx.spec.rollout.partition > 0)
+    return Replicas(replicas, ctx.num_replicas, bool(revision) or not own, was_complete)
 
 
 def update_revision(live: Manifest | None, template_hash: str | None) -> str:
@@ -171,4 +177,4 @@ def _groups(ctx: Context, pods: Sequence[Pod], hashes: Mapping[str, str]) -> Rep
                 update_revision=revision,
             )
         )
-    return Replicas(tuple(replicas), ctx.num_replicas, is_observed)
+    return Replicas(tuple(replicas), ctx.num_replicas, is_observed, is_observed)

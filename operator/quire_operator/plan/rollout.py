@@ -59,7 +59,7 @@ def update_strategy(ctx: Context, replicas: Replicas, template_hash: str) -> Jso
         return on_delete
     if not replicas.is_observed:
         return on_delete if _strategy_of(live)[0] == "OnDelete" else at_rest
-    return at_rest if replicas.is_rolled_out(0) else on_delete
+    return on_delete if replicas.has_stale(0) else at_rest
 
 
 def replacements(ctx: Context, replicas: Replicas) -> list[Deletion]:

@@ -61,11 +61,11 @@ def ready_condition(
 
 
 def is_rollout_complete(ctx: Context, replicas: Replicas, held: int) -> bool:
-    """Tell whether every replica has its revision, and enough of the newest serve.
-
-    A replica that is lost afterwards does not undo that.
-    """
-    return replicas.is_rolled_out(held) and replicas.num_available(held) >= min_available(ctx)
+    """Tell whether every replica has its revision and has been ready with it."""
+    if replicas.has_stale(held):
+        return False
+    needed = min_available(ctx) if replicas.was_complete else ctx.num_replicas
+    return replicas.num_available(held) >= needed
 
 
 def phase(ctx: Context, replicas: Replicas, conditions: Conditions) -> str:
