@@ -75,7 +75,7 @@ def gemv(
 
 
 @triton.jit
-def _load_weight(w_ptr, is_there, IS_EVEN: tl.constexpr):
+def load_weight(w_ptr, is_there, IS_EVEN: tl.constexpr):
     """Load a tile that nobody reads again: it should not push anything else out of the cache."""
     if IS_EVEN:
         return tl.load(w_ptr, eviction_policy="evict_first")
@@ -128,9 +128,9 @@ def _gemv_kernel(
     is_row = (o < num_outputs)[:, None]
     w = w_ptr + o[:, None].to(tl.int64) * WIDTH + i[None, :]
     up_offset = num_outputs.to(tl.int64) * WIDTH
-    tile = _load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
+    tile = load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
     if GATED:
-        up_tile = _load_weight(w + up_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
+        up_tile = load_weight(w + up_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
     if PDL:
         tl.extra.cuda.gdc_wait()
     SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
@@ -141,9 +141,9 @@ def _gemv_kernel(
         # The next tile is on its way while this one is multiplied.
         if start + BLOCK < WIDTH:
             is_there = is_row & (start + BLOCK + i < WIDTH)[None, :]
-            next_tile = _load_weight(w + start + BLOCK, is_there, IS_EVEN)
+            next_tile = load_weight(w + start + BLOCK, is_there, IS_EVEN)
             if GATED:
-                next_up = _load_weight(w + up_offset + start + BLOCK, is_there, IS_EVEN)
+                next_up = load_weight(w + up_offset + start + BLOCK, is_there, IS_EVEN)
         if IS_EVEN:
             x = tl.load(x_ptr + start + i).to(tl.float32)
         else:

@@ -1,10 +1,11 @@
-"""A few rows times a weight, with tensor cores: few rows must not slow down reading the weight.
+"""Rows times a weight, with tensor cores: few rows must not slow down reading the weight.
 
 Legend: T tokens, I inputs, O outputs, S splits of I.
 
-A program takes all tokens, a few outputs, and one of S parts of I. It fetches the start of its
+A program takes a tile of tokens and outputs, and one of S parts of I. It fetches the start of its
 weights into the L2 cache before it waits for the kernel ahead of it. With several parts, whoever
 finishes an output tile last adds the parts up, in their order: the bits do not depend on who.
+With one part the bits of a row depend on the tiles alone, not on the number of rows.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
-from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK
+from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, load_weight
 
 LINE = 128
 """Bytes of a cache line."""
+TOKEN_TILES = tl.constexpr(8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,7 @@ class SkinnyTiles:
     """How a skinny product is cut."""
 
     max_tokens: int
-    """Rows of the tile of x: 16, 32, 64 or 128."""
+    """Rows of a tile of x: 16, 32, 64 or 128. There may be more rows only if there is one split."""
     columns: int
     """Outputs of a program."""
     depth: int
@@ -39,14 +41,9 @@ class SkinnyTiles:
     num_warps: int = 4
     num_stages: int = 4
 
-    def fits(self, num_inputs: int, num_outputs: int) -> bool:
-        """Tell whether a weight can be cut so."""
-        is_whole = num_inputs % (self.splits * self.depth) == 0
-        return is_whole and num_outputs % self.columns == 0
-
-    def num_tiles(self, num_outputs: int) -> int:
-        """Return how many counters a split product of `num_outputs` needs."""
-        return num_outputs // self.columns
+    def fits(self, num_inputs: int) -> bool:
+        """Tell whether the inputs fall into equal parts."""
+        return self.splits == 1 or num_inputs % (self.splits * self.depth) == 0
 
 
 def skinny(
@@ -72,19 +69,22 @@ def skinny(
     """
     (num_tokens, width), num_rows = x_TI.shape, weight_OI.shape[0]
     num_outputs = num_rows // 2 if gated else num_rows
-    assert num_tokens <= tiles.max_tokens, f"{num_tokens} rows; {tiles.max_tokens} at most"
-    assert tiles.fits(width, num_outputs), f"{tiles} cannot cut {num_outputs} x {width}"
+    num_tiles = triton.cdiv(num_outputs, tiles.columns) * triton.cdiv(num_tokens, tiles.max_tokens)
+    is_even = num_outputs % tiles.columns == 0 and width % (tiles.splits * tiles.depth) == 0
+    assert tiles.fits(width), f"{tiles} cannot cut {width} inputs"
     scale_dims = 0 if scale is None else scale.dim()
     assert scale_dims < 2 or tiles.depth == SCALE_BLOCK, "a step of the loop has one scale"
     partial = out_TO
     if tiles.splits > 1:
+        assert num_tokens <= tiles.max_tokens, f"{num_tokens} rows; {tiles.max_tokens} at most"
         assert counters is not None, "splits need counters"
+        assert counters.numel() >= num_tiles, f"{num_tiles} counters are needed"
         partial = torch.empty(
             tiles.splits * (2 if gated else 1) * num_tokens * num_outputs,
             dtype=torch.float32,
             device=x_TI.device,
         )
-    _skinny_kernel[(tiles.num_tiles(num_outputs), tiles.splits)](
+    _skinny_kernel[(num_tiles, tiles.splits)](
         x_TI,
         weight_OI,
         x_TI if x_scale is None else x_scale,
@@ -103,8 +103,9 @@ def skinny(
         DEPTH=tiles.depth,
         SPLITS=tiles.splits,
         WEIGHT_FIRST=tiles.weight_first,
-        PREFETCH=tiles.prefetch if x_TI.is_cuda else 0,
+        PREFETCH=tiles.prefetch if is_even and x_TI.device.type != "cpu" else 0,
         LINE=LINE // weight_OI.element_size(),
+        IS_EVEN=is_even,
         SCALE_DIMS=scale_dims,
         HAS_BIAS=bias_O is not None,
         ADDS=adds,
@@ -130,19 +131,30 @@ def prefetch_rows(row_ptr, PREFETCH: tl.constexpr, LINE: tl.constexpr):
 
 
 @triton.jit
-def _multiply(x, w, acc, x_scale, scale_ptr, SCALE_DIMS: tl.constexpr, WEIGHT_FIRST: tl.constexpr):
+def _multiply(
+    x,
+    w,
+    acc,
+    x_scale_ptr,
+    scale_ptr,
+    is_token,
+    is_output,
+    SCALE_DIMS: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+):
     """Add a step's products; where each block has a scale, they are scaled on the way."""
     if SCALE_DIMS < 2:
         if WEIGHT_FIRST:
-            return tl.dot(w, tl.trans(x), acc)
+            return tl.dot(w, tl.trans(x), acc, input_precision="ieee")
         else:
-            return tl.dot(x, tl.trans(w), acc)
+            return tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     else:
-        scale = tl.load(scale_ptr)
+        x_scale = tl.load(x_scale_ptr[:, None], mask=is_token, other=0)
+        scale = tl.load(scale_ptr, mask=is_output, other=0)
         if WEIGHT_FIRST:
-            return acc + tl.dot(w, tl.trans(x)) * scale[:, None] * x_scale[None, :]
+            return acc + tl.dot(w, tl.trans(x)) * scale[:, None] * tl.trans(x_scale)
         else:
-            return acc + tl.dot(x, tl.trans(w)) * x_scale[:, None] * scale[None, :]
+            return acc + tl.dot(x, tl.trans(w)) * x_scale * scale[None, :]
 
 
 @triton.jit
@@ -172,19 +184,26 @@ def _skinny_kernel(
     WEIGHT_FIRST: tl.constexpr,
     PREFETCH: tl.constexpr,
     LINE: tl.constexpr,
+    IS_EVEN: tl.constexpr,
     SCALE_DIMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Compute COLUMNS outputs of all tokens, over one part of the inputs."""
+    """Compute a tile of tokens and outputs, over one part of the inputs."""
+    tile = tl.program_id(0)
     s = tl.program_id(1)
-    o = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    t = tl.arange(0, TOKENS)
+    # Eight tiles of tokens go through all outputs before the next eight: both stay in the cache.
+    num_token_tiles = tl.cdiv(num_tokens, TOKENS)
+    group = TOKEN_TILES * tl.cdiv(num_outputs, COLUMNS)
+    first = tile // group * TOKEN_TILES
+    size = tl.minimum(num_token_tiles - first, TOKEN_TILES)
+    t = (first + tile % group % size) * TOKENS + tl.arange(0, TOKENS)
+    o = tile % group // size * COLUMNS + tl.arange(0, COLUMNS)
     i = tl.arange(0, DEPTH)
     # In this form the compiler sees that a part starts where 16-byte loads may.
-    part = width // (SPLITS * DEPTH) * DEPTH
+    part = width // (SPLITS * DEPTH) * DEPTH if SPLITS > 1 else width
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
     row = w_ptr + o[:, None].to(tl.int64) * width + s * part
@@ -196,7 +215,9 @@ def _skinny_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
     is_token = (t < num_tokens)[:, None]
-    x_row = x_ptr + t[:, None] * x_stride_t + s * part + i[None, :]
+    is_output = o < num_outputs
+    is_row = is_output[:, None]
+    x_row = x_ptr + t[:, None].to(tl.int64) * x_stride_t + s * part + i[None, :]
     row += i[None, :]
     if WEIGHT_FIRST:
         acc = tl.zeros((COLUMNS, TOKENS), tl.float32)
@@ -204,24 +225,38 @@ def _skinny_kernel(
     else:
         acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
         up_acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    x_scale = 0.0
-    stride = width // SCALE_BLOCK
+    stride = tl.cdiv(width, SCALE_BLOCK)
+    x_scale = x_scale_ptr + t * stride
     scale = scale_ptr + o // SCALE_BLOCK * stride
+    up_scale = scale_ptr + (o + num_outputs) // SCALE_BLOCK * stride
     for start in range(0, part, DEPTH):
-        x = tl.load(x_row + start, mask=is_token, other=0.0)
-        w = tl.load(row + start, eviction_policy="evict_first")
+        is_input = i < part - start
+        if IS_EVEN:
+            x = tl.load(x_row + start, mask=is_token, other=0.0)
+        else:
+            x = tl.load(x_row + start, mask=is_token & is_input[None, :], other=0.0)
+        w = load_weight(row + start, is_row & is_input[None, :], IS_EVEN)
         g = (s * part + start) // SCALE_BLOCK
-        if SCALE_DIMS == 2:
-            x_scale = tl.load(x_scale_ptr + t * stride + g, mask=t < num_tokens, other=0)
-        acc = _multiply(x, w, acc, x_scale, scale + g, SCALE_DIMS, WEIGHT_FIRST)
+        acc = _multiply(
+            x, w, acc, x_scale + g, scale + g, is_token, is_output, SCALE_DIMS, WEIGHT_FIRST
+        )
         if GATED:
-            up_w = tl.load(row + up_offset + start, eviction_policy="evict_first")
-            up_scale = scale_ptr + (o + num_outputs) // SCALE_BLOCK * stride + g
-            up_acc = _multiply(x, up_w, up_acc, x_scale, up_scale, SCALE_DIMS, WEIGHT_FIRST)
+            w = load_weight(row + up_offset + start, is_row & is_input[None, :], IS_EVEN)
+            up_acc = _multiply(
+                x,
+                w,
+                up_acc,
+                x_scale + g,
+                up_scale + g,
+                is_token,
+                is_output,
+                SCALE_DIMS,
+                WEIGHT_FIRST,
+            )
     y = _rows(acc, WEIGHT_FIRST)
     if GATED:
         up = _rows(up_acc, WEIGHT_FIRST)
-    mask = is_token & (o < num_outputs)[None, :]
+    mask = is_token & is_output[None, :]
     is_last = True
     if SPLITS > 1:
         place = partial_ptr + t[:, None] * num_outputs + o[None, :]
@@ -231,7 +266,7 @@ def _skinny_kernel(
             tl.store(place + (SPLITS + s) * size, up, mask=mask)
         # All threads' parts must be out before one thread says so.
         tl.debug_barrier()
-        is_last = tl.atomic_add(counters_ptr + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
+        is_last = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
         if is_last:
             y = tl.zeros((TOKENS, COLUMNS), tl.float32)
             for p in range(SPLITS):
@@ -240,20 +275,25 @@ def _skinny_kernel(
                 up = tl.zeros((TOKENS, COLUMNS), tl.float32)
                 for p in range(SPLITS, 2 * SPLITS):
                     up += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
-            tl.store(counters_ptr + tl.program_id(0), 0)
+            tl.store(counters_ptr + tile, 0)
     if is_last:
         if SCALE_DIMS == 1:
             row_scale = tl.load(x_scale_ptr + t, mask=t < num_tokens, other=0)
-            y *= row_scale[:, None] * tl.load(scale_ptr + o)[None, :]
+            y *= row_scale[:, None] * tl.load(scale_ptr + o, mask=is_output, other=0)[None, :]
             if GATED:
-                up *= row_scale[:, None] * tl.load(scale_ptr + num_outputs + o)[None, :]
+                up *= (
+                    row_scale[:, None]
+                    * tl.load(scale_ptr + num_outputs + o, mask=is_output, other=0)[None, :]
+                )
         if HAS_BIAS:
-            y += tl.load(bias_ptr + o).to(tl.float32)[None, :]
+            y += tl.load(bias_ptr + o, mask=is_output, other=0).to(tl.float32)[None, :]
             if GATED:
-                up += tl.load(bias_ptr + num_outputs + o).to(tl.float32)[None, :]
+                up += tl.load(bias_ptr + num_outputs + o, mask=is_output, other=0).to(tl.float32)[
+                    None, :
+                ]
         if GATED:
             y = y * tl.sigmoid(y) * up
-        place_out = out_ptr + t[:, None] * out_stride_t + o[None, :]
+        place_out = out_ptr + t[:, None].to(tl.int64) * out_stride_t + o[None, :]
         if ADDS:
             y += tl.load(place_out, mask=mask, other=0).to(tl.float32)
         tl.store(place_out, y.to(out_ptr.dtype.element_ty), mask=mask)

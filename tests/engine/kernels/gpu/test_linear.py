@@ -100,4 +100,4 @@ def test_every_tile_of_the_shipped_table_fits_its_product() -> None:
         assert tiles is None or max_tokens == 1 or isinstance(tiles, SkinnyTiles)
         if isinstance(tiles, SkinnyTiles):
             assert max_tokens <= tiles.max_tokens
-            assert tiles.fits(product.num_inputs, product.num_outputs)
+            assert tiles.fits(product.num_inputs)

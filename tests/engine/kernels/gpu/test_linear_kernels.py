@@ -226,3 +226,25 @@ def test_skinny_products_scale_8_bit_numbers_of_both_sides(
 
     # fp8 tensor cores of Hopper add up 14 bits.
     torch.testing.assert_close(out.float(), expected, rtol=0.03, atol=0.6)
+
+
+@pytest.mark.parametrize("weight_first", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_one_split_takes_any_shape_and_gives_a_row_the_same_bits_among_any_others(
+    device: str, weight_first: bool, gated: bool
+) -> None:
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float16
+    tiles = SkinnyTiles(
+        max_tokens=16, columns=32, depth=32, weight_first=weight_first, num_stages=2
+    )
+    x, weight = make(device, dtype, 35, 72), make(device, dtype, 88, 72)
+    bias, out = make(device, dtype, 88), make(device, dtype, 35, 44 if gated else 88)
+
+    skinny(x, weight, out, tiles, bias_O=bias, gated=gated)
+
+    check(out, reference(x, weight, bias, gated=gated))
+    for rows in (slice(0, 1), slice(17, 20), slice(30, 35)):
+        alone = torch.empty_like(out[rows])
+        skinny(x[rows], weight, alone, tiles, bias_O=bias, gated=gated)
+        assert torch.equal(alone, out[rows])
