@@ -23,9 +23,7 @@ from quire_engine.kernels.gpu.sampling_rows import (
     load_float,
     load_unsigned,
 )
-from quire_engine.kernels.gpu.sampling_values import best_of, is_finite, load_logits
-
-CHUNK = 4096
+from quire_engine.kernels.gpu.sampling_values import CHUNK, best_of, is_finite, load_logits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

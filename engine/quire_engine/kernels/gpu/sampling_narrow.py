@@ -24,6 +24,7 @@ from quire_engine.kernels.gpu.sampling_rows import (
     load_float,
 )
 from quire_engine.kernels.gpu.sampling_values import (
+    CHUNK,
     LEAST_KEY,
     is_finite,
     key_of,
@@ -31,7 +32,6 @@ from quire_engine.kernels.gpu.sampling_values import (
     value_of,
 )
 
-CHUNK = 4096
 NUM_PIVOTS = 8
 NUM_ROUNDS = 3
 MAX_CANDIDATES = 4096

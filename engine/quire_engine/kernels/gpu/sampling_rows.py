@@ -27,7 +27,6 @@ MIN_TOKENS = tl.constexpr(8)
 PRESENCE = tl.constexpr(9)
 FREQUENCY = tl.constexpr(10)
 REPETITION = tl.constexpr(11)
-NUM_BIASES = tl.constexpr(12)
 
 HAS_ALLOWED = tl.constexpr(1)
 HAS_STOPS = tl.constexpr(2)

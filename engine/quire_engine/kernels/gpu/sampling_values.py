@@ -3,6 +3,9 @@
 import triton
 import triton.language as tl
 
+CHUNK = 4096
+"""Logits of a row that one program looks at."""
+
 LEAST_KEY = tl.constexpr(-0x7F800001)
 """The key of -inf."""
 

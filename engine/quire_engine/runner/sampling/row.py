@@ -83,9 +83,10 @@ class SamplingRow:
         biases = np.array([bias[int(i)] for i in self.bias_ids], dtype=np.float32)
         self.bias = np.nan_to_num(biases).clip(-_MAX_BIAS, _MAX_BIAS)
         words = [word for word in bad_words_token_ids if word and 0 <= word[-1] < vocab_size]
-        self._banned = inside([word[0] for word in words if len(word) == 1])
-        self._phrases = [tuple(word) for word in words if len(word) > 1]
-        self._tail: deque[int] = deque(maxlen=max(map(len, self._phrases), default=1) - 1)
+        # Bad words of one token, and of several.
+        self.banned = inside([word[0] for word in words if len(word) == 1])
+        self.phrases = [tuple(word) for word in words if len(word) > 1]
+        self._tail: deque[int] = deque(maxlen=max(map(len, self.phrases), default=1) - 1)
         self.counts = TokenCounts(inside(prompt_token_ids).tolist()) if _penalised(params) else None
         self._is_edited = bool(
             len(self.allowed_ids) or len(self.bias_ids) or words or self.counts is not None
@@ -108,18 +109,18 @@ class SamplingRow:
     def append(self, token_id: int) -> None:
         """Take note of the next token of the output."""
         self.num_output_tokens += 1
-        if self._phrases:
+        if self.phrases:
             self._tail.append(token_id)
         if self.counts is not None:
             self.counts.add(token_id)
 
     def banned_ids(self) -> IdArray:
         """Return the tokens that would complete a bad word."""
-        if not self._phrases:
-            return self._banned
+        if not self.phrases:
+            return self.banned
         tail = tuple(self._tail)
-        last = [w[-1] for w in self._phrases if tail[len(tail) - len(w) + 1 :] == w[:-1]]
-        return np.concatenate([self._banned, np.array(last, dtype=np.int64)])
+        last = [w[-1] for w in self.phrases if tail[len(tail) - len(w) + 1 :] == w[:-1]]
+        return np.concatenate([self.banned, np.array(last, dtype=np.int64)])
 
 
 def _penalised(params: SamplingParams) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from quire_engine.core.messages import TokenLogprobs
 from quire_engine.runner.gpu.sampler import GpuSampler, Mode
 from quire_engine.runner.gpu.staging import Staging
 from quire_engine.runner.plan import AdmittedSequence
@@ -18,6 +19,7 @@ from sampling_support import reference_token, sequence
 
 VOCAB = 24
 NUM_ROWS = 8
+EOS = (5, 6)
 
 
 class Bench:
@@ -30,11 +32,17 @@ class Bench:
             max_num_rows=NUM_ROWS, vocab_size=vocab_size, device=self.device, **options
         )
         self.last_token_R = torch.zeros(NUM_ROWS, dtype=torch.int32, device=self.device)
+        self.tokens_RL = torch.zeros((NUM_ROWS, 256), dtype=torch.int32, device=self.device)
+        self.lens = [0] * NUM_ROWS
+        self.modes: dict[int, Mode] = {}
         self.is_bad: list[int] = []
+        self.logprobs: dict[int, TokenLogprobs] = {}
 
     def admit(self, sequences: dict[int, AdmittedSequence]) -> None:
         for row, one in sequences.items():
-            self.sampler.stage(row, one)
+            self.modes[row] = self.sampler.stage(row, one)
+            self.lens[row] = len(one.token_ids)
+            self.tokens_RL[row, : self.lens[row]] = torch.tensor(one.token_ids)
         self.sampler.put_staged(self.staging)
         self.staging.send()
         self.sampler.apply_staged()
@@ -42,19 +50,22 @@ class Bench:
     def sample(
         self, logits: Sequence[Sequence[float]] | torch.Tensor, rows: Sequence[int], mode: Mode
     ) -> list[int]:
+        logits_BV = torch.as_tensor(logits).to(self.device)
         rows_B = torch.tensor(rows, dtype=torch.int32, device=self.device)
         tokens_B, is_bad_B = torch.full_like(rows_B, -7), torch.full_like(rows_B, -7)
-        self.sampler.sample(
-            torch.as_tensor(logits).to(self.device),
-            rows_B,
-            tokens_B,
-            is_bad_B,
-            self.last_token_R,
-            mode,
-        )
+        out = tokens_B, is_bad_B, self.last_token_R
+        if mode == "full":
+            scores = self.sampler.sample_full(logits_BV, rows_B, rows, self.tokens_RL, *out)
+            self.logprobs = scores.read() if scores is not None else {}
+        else:
+            self.sampler.sample(logits_BV, rows_B, *out, mode)
         assert torch.equal(self.last_token_R[rows_B.long()], tokens_B)
         self.is_bad = is_bad_B.tolist()
-        return tokens_B.tolist()
+        tokens = tokens_B.tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            self.tokens_RL[row, self.lens[row]] = token
+            self.lens[row] += 1
+        return tokens
 
 
 # Values without patterns: no cumulative probability should meet a limit exactly.
@@ -158,3 +169,170 @@ def test_broken_logits_are_flagged_for_their_row_alone(
 
     assert bench.is_bad == [0, 1, 0]
     assert tokens[1] == 0
+
+
+few_tokens = st.lists(st.integers(0, VOCAB - 1), max_size=8)
+everything = st.fixed_dictionaries(
+    {"temperature": st.sampled_from([0.0, 0.31, 1.0, 1.7])},
+    optional={
+        "top_p": st.sampled_from([0.0137, 0.3119, 0.8713, 0.9931]),
+        "seed": st.integers(-(2**63), 2**63 - 1),
+        "presence_penalty": st.sampled_from([-1.3, 0.7]),
+        "frequency_penalty": st.sampled_from([-0.9, 1.1]),
+        "repetition_penalty": st.sampled_from([0.77, 1.31]),
+        "logit_bias": st.dictionaries(
+            st.integers(0, VOCAB - 1), st.sampled_from([-100.0, 2.3]), max_size=4
+        ),
+        "allowed_token_ids": st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6),
+        "min_tokens": st.integers(0, 6),
+        "stop_token_ids": st.lists(st.integers(0, VOCAB - 1), max_size=2),
+    },
+)
+words = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=3), max_size=3)
+edited_cases = st.tuples(
+    st.integers(0, 2**32).map(logits_of), everything, few_tokens.filter(bool), few_tokens, words
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(cases=st.lists(edited_cases, min_size=1, max_size=5))
+def test_every_edit_gives_the_token_of_the_plain_sampler(
+    device: str, cases: list[tuple[Any, ...]]
+) -> None:
+    bench = Bench(device, VOCAB, seed=7, eos_token_ids=EOS)
+    rows = [(3 * slot + 1) % NUM_ROWS for slot in range(len(cases))]
+    sequences = [
+        sequence(slot, prompt=prompt, output=output, bad_words=banned, **params)
+        for slot, (_, params, prompt, output, banned) in enumerate(cases)
+    ]
+
+    bench.admit(dict(zip(rows, sequences, strict=True)))
+    found = bench.sample([logits for logits, *_ in cases], rows, "full")
+
+    assert found == [
+        reference_token(
+            logits,
+            one,
+            [*EOS, *(one.params.stop_token_ids or ())],
+            mix_seed(7, one.seq_id) if one.params.seed is None else one.params.seed,
+        )
+        for (logits, *_), one in zip(cases, sequences, strict=True)
+    ]
+
+
+def test_state_advances_on_the_device_as_if_admitted_with_all(device: str) -> None:
+    params: dict[str, Any] = {
+        "seed": 3,
+        "frequency_penalty": 1.9,
+        "repetition_penalty": 1.3,
+        "min_tokens": 9,
+        "bad_words": [[7, 8], [9], [3, 4, 5]],
+    }
+    logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(1))
+    bench, again = Bench(device, VOCAB, eos_token_ids=EOS), Bench(device, VOCAB, eos_token_ids=EOS)
+    bench.admit({2: sequence(prompt=[1, 2], **params)})
+
+    output: list[int] = []
+    for _ in range(15):
+        again.admit({5: sequence(prompt=[1, 2], output=output, **params)})
+        (token,) = bench.sample(logits, [2], "full")
+        assert again.sample(logits, [5], "full") == [token]
+        output.append(token)
+
+    assert len(set(output)) > 6
+
+
+def test_a_row_keeps_nothing_of_the_sequence_before(device: str) -> None:
+    bench = Bench(device, VOCAB)
+    logits = [[0.0] * 3 + [2.0, 1.0] + [0.0] * (VOCAB - 5)]
+    bench.admit(
+        {
+            1: sequence(
+                temperature=0.0,
+                allowed_token_ids=[0],
+                logit_bias={7: 9.0},
+                repetition_penalty=2.0,
+                bad_words=[[3], [1, 2]],
+                logprobs=2,
+            )
+        }
+    )
+    assert bench.sample(logits, [1], "full") == [0]
+
+    bench.admit({1: sequence(temperature=0.0, frequency_penalty=0.6)})
+
+    assert [bench.sample(logits, [1], "full") for _ in range(4)] == [[3], [3], [4], [3]]
+    assert bench.logprobs == {}
+
+
+def test_more_slots_than_are_edited_at_once(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire_engine.runner.gpu.sampler.MAX_EDITED_SLOTS", 2)
+    bench = Bench(device, VOCAB)
+    bench.admit(
+        {row: sequence(row, temperature=0.0, logit_bias={row: 9.0}) for row in range(NUM_ROWS)}
+    )
+
+    assert bench.sample([[0.0] * VOCAB] * 5, [4, 0, 7, 2, 6], "full") == [4, 0, 7, 2, 6]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logprobs_are_those_of_the_cpu(device: str, dtype: torch.dtype) -> None:
+    logits = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[:, 3:9] = logits[:, 3:4]
+    logits[0, 1], logits[0, 2] = 0.0, -0.0
+    sequences = [
+        sequence(0, temperature=0.0, logprobs=3),
+        sequence(1, temperature=0.7),
+        sequence(2, seed=1, logprobs=-1),
+        sequence(3, seed=2, logprobs=0, repetition_penalty=1.4),
+        sequence(4, seed=3, logprobs=VOCAB + 5, logit_bias={3: 50.0}),
+    ]
+    cpu = Sampler(vocab_size=VOCAB)
+    bench = Bench(device, VOCAB)
+    bench.admit(dict(enumerate(sequences)))
+
+    found = bench.sample(logits, range(5), "full")
+
+    wanted = cpu.sample(logits, [cpu.admit(one) for one in sequences])
+    assert found == [token.token_id for token in wanted]
+    assert sorted(bench.logprobs) == [0, 2, 3, 4]
+    for slot, one in bench.logprobs.items():
+        expected = wanted[slot].logprobs
+        assert expected is not None
+        assert (one.token_ids, one.ranks) == (expected.token_ids, expected.ranks)
+        assert one.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_broken_logits_are_flagged_even_where_they_are_masked(device: str) -> None:
+    bench = Bench(device, VOCAB)
+    bench.admit(
+        {row: sequence(row, allowed_token_ids=[1], repetition_penalty=1e-3) for row in range(2)}
+    )
+    logits = torch.zeros(2, VOCAB)
+    logits[1, 5] = math.nan
+
+    bench.sample(logits, [0, 1], "full")
+
+    assert bench.is_bad == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("params", "mode"),
+    [
+        ({"temperature": 0.0}, "greedy"),
+        ({}, "random"),
+        ({"top_k": 3}, "random"),
+        ({"temperature": 0.0, "logprobs": 0}, "full"),
+        ({"temperature": 0.0, "presence_penalty": 0.1}, "full"),
+        ({"min_tokens": 2, "stop_token_ids": [3]}, "full"),
+        ({"bad_words": [[1]]}, "full"),
+    ],
+)
+def test_a_sequence_says_the_mode_that_it_needs(
+    device: str, params: dict[str, Any], mode: Mode
+) -> None:
+    bench = Bench(device, VOCAB)
+
+    bench.admit({0: sequence(**params)})
+
+    assert bench.modes == {0: mode}
