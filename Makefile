@@ -23,7 +23,7 @@ bench: .venv/installed ## Measure the demo model against transformers, on this m
 	$(RUN)quire bench compare $(ARGS)
 
 ##@ Cluster
-CLUSTER := PYTHONPATH=tests/cluster $(RUN)python -m local_cluster
+CLUSTER := PYTHONPATH=tests/cluster:tests/support $(RUN)python -m local_cluster
 .PHONY: cluster-tools cluster demo
 cluster-tools: .venv/installed ## Install and build what a local Kubernetes needs, once (root, Debian)
 	@$(CLUSTER) tools

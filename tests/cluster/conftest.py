@@ -10,6 +10,8 @@ import pytest
 
 from local_cluster.cluster import Cluster, LocalCluster, start_cluster
 from local_cluster.errors import ToolsMissingError
+from local_cluster.images import Images, publish_images
+from local_cluster.release import Release, installed
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +38,19 @@ def local_cluster(cluster: Cluster) -> LocalCluster:
 def control_plane() -> Iterator[LocalCluster]:
     """A control plane without nodes, for simulated ones: nothing ever runs there."""
     yield from _start(num_nodes=0)
+
+
+@pytest.fixture(scope="session")
+def images(local_cluster: LocalCluster) -> Images:
+    """The project's images, built from the working tree, where the nodes can pull them."""
+    return publish_images(local_cluster)
+
+
+@pytest.fixture(scope="session")
+def release(local_cluster: LocalCluster, images: Images) -> Iterator[Release]:
+    """The chart, installed in namespace quire-system with the images of the working tree."""
+    with installed(local_cluster, images) as release:
+        yield release
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`python -m local_cluster tools|up`: install the tools; run a cluster until Ctrl-C."""
+"""`python -m local_cluster tools|up|demo`: install the tools, run a cluster, show Quire on one."""
 
 import signal
 import sys
@@ -12,7 +12,7 @@ from local_cluster.tools import install_tools
 
 def main() -> int:
     """Run the command that the arguments name and return the exit status."""
-    commands = {"tools": _tools, "up": _up}
+    commands = {"tools": _tools, "up": _up, "demo": _demo}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         _say(f"usage: python -m local_cluster {'|'.join(commands)}")
         return 2
@@ -21,6 +21,8 @@ def main() -> int:
     except ClusterError as error:
         _say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -39,6 +41,13 @@ def _up() -> None:
         _say(f"  export KUBECONFIG={cluster.kubeconfig}")
         _say("  kubectl get nodes")
         stop.wait()
+
+
+def _demo() -> None:
+    # Only the demo needs what builds images and talks to models.
+    from local_cluster.demo import run_demo
+
+    run_demo()
 
 
 def _say(text: str) -> None:

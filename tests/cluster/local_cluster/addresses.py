@@ -7,7 +7,8 @@ only inside the cluster's own network namespaces.
 CONTROL_IP = "198.18.0.1"
 API_PORT = 6443
 API_URL = f"https://{CONTROL_IP}:{API_PORT}"
-REGISTRY_ADDRESS = f"{CONTROL_IP}:5000"
+REGISTRY_PORT = 5000
+REGISTRY_ADDRESS = f"{CONTROL_IP}:{REGISTRY_PORT}"
 REGISTRY_NAME = "registry.test"
 """What image names call the registry; the nodes know that it means `REGISTRY_ADDRESS`."""
 

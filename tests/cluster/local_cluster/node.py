@@ -144,9 +144,12 @@ if [ ! -e {folder}/booted ]; then
   cleaner=$!
   until ctr version >/dev/null 2>&1; do sleep 0.1; done
   for id in $(ctr -n k8s.io containers list -q); do ctr -n k8s.io containers rm "$id"; done
-  for image in $(ctr -n k8s.io images list -q | grep -v -x -F -f {kept_images}); do
-    ctr -n k8s.io images rm "$image"
-  done
+  # An image has several names; it stays when one of them is on the list.
+  ctr -n k8s.io images list | awk -v list={kept_images} '
+    BEGIN {{ while ((getline name < list) > 0) listed[name] }}
+    NR > 1 {{ digest[$1] = $3; if ($1 in listed) kept[$3] }}
+    END {{ for (name in digest) if (!(digest[name] in kept)) print name }}
+  ' | xargs -r ctr -n k8s.io images rm
   ctr -n k8s.io images import {pause_archive}
   kill $cleaner
   wait $cleaner
