@@ -3,7 +3,7 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +62,28 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     cluster.wait("serviceaccount/default", "create", namespace=name)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Note what was measured; the end of the run shows it."""
+    figures = request.config.stash.setdefault(FIGURES, [])
+
+    def note(what: str, value: str) -> None:
+        figures.append(f"{what}: {value}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    figures = terminalreporter.config.stash.get(FIGURES, [])
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
 
 
 def _start(*, num_nodes: int) -> Iterator[LocalCluster]:
