@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from chart_tools.api_page import api_page
 from chart_tools.manifests import install_manifest
 from chart_tools.readme import fill_readme
 from chart_tools.schema import build_schema
@@ -54,8 +57,15 @@ def install(files: ChartFiles) -> tuple[Path, str]:
     return files.manifests / "install.yaml", install_manifest(files.helm, files.chart)
 
 
+def api_reference(files: ChartFiles) -> tuple[Path, str]:
+    """Make the page about the API from the CRD."""
+    source = files.crd_source
+    return source.parent / "README.md", api_page(yaml.safe_load(source.read_text()), source.name)
+
+
 GENERATORS: tuple[Callable[[ChartFiles], tuple[Path, str]], ...] = (
     crd_copy,
+    api_reference,
     values_schema,
     readme,
     install,
