@@ -14,6 +14,55 @@ from quire_operator.api.source import UNSUPPORTED_SCHEMES, Source
 from quire_operator.api.spec import DeploymentSpec
 
 MAX_NAME_LENGTH = 45
+OWNED_ENGINE_FLAGS = frozenset(
+    [
+        "--model",
+        "--served-model-name",
+        "--revision",
+        "--download-dir",
+        "--hf-token",
+        "--dtype",
+        "--max-model-len",
+        "--tensor-parallel-size",
+        "-tp",
+        "--pipeline-parallel-size",
+        "-pp",
+        "--nnodes",
+        "--node-rank",
+        "--master-addr",
+        "--master-port",
+        "--gpu-memory-utilization",
+        "--max-num-seqs",
+        "--max-num-batched-tokens",
+        "--block-size",
+        "--enable-prefix-caching",
+        "--no-enable-prefix-caching",
+        "--kv-cache-dtype",
+        "--device",
+        "--host",
+        "--port",
+        "--uds",
+        "--metrics-port",
+        "--metrics-compat",
+        "--shutdown-timeout",
+    ]
+)
+"""Flags of the engine that fields of the spec set."""
+OWNED_ROUTER_FLAGS = frozenset(
+    [
+        "--replicas",
+        "--routing-policy",
+        "--host",
+        "--port",
+        "--api-key",
+        "--api-key-file",
+        "--service-account-dir",
+        "--shutdown-delay",
+        "--shutdown-timeout",
+    ]
+)
+"""Flags of the router that fields of the spec set."""
+_COUNT = re.compile(r"[0-9]{1,9}|[0-9]{1,3}%")
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -118,6 +167,28 @@ def _check_autoscaling(spec: DeploymentSpec) -> Problem | None:
 def _check_counts(spec: DeploymentSpec) -> Problem | None:
     if spec.replicas < 0:
         return Problem("Invalid", f"spec.replicas must be 0 or more, not {spec.replicas}")
+    counts = {
+        "spec.rollout.maxUnavailable": spec.rollout.max_unavailable,
+        "spec.disruption.maxUnavailable": spec.disruption.max_unavailable,
+    }
+    for field, value in counts.items():
+        if not _COUNT.fullmatch(str(value)):
+            return Problem("Invalid", f"{field} must be a number or a percentage, not {value!r}")
+    return None
+
+
+def _check_args(spec: DeploymentSpec) -> Problem | None:
+    given = (
+        ("spec.engine.args", spec.engine.args, OWNED_ENGINE_FLAGS),
+        ("spec.router.args", spec.router.args, OWNED_ROUTER_FLAGS),
+    )
+    for field, arguments, owned in given:
+        repeated = [name for text in arguments if (name := text.partition("=")[0]) in owned]
+        if repeated:
+            return Problem(
+                "ArgsConflict",
+                f"{field} repeats {', '.join(repeated)}, which fields of the spec set: use those",
+            )
     return None
 
 
@@ -127,4 +198,5 @@ _CHECKS: tuple[Callable[[DeploymentSpec], Problem | None], ...] = (
     _check_cache,
     _check_autoscaling,
     _check_counts,
+    _check_args,
 )
