@@ -1,14 +1,16 @@
 """Linear layers of the GPU decoder, with what comes before and after them fused in.
 
-Legend: T tokens, I inputs, O outputs, H half of O.
+Legend: T tokens, E hidden size, I inputs, O outputs, H half of O.
 """
 
 import torch
 
 from quire_engine.kernels.gpu.activation import silu_mul
 from quire_engine.kernels.gpu.linear_gemv import GemvTiles, gemv
-from quire_engine.kernels.gpu.linear_skinny import skinny
-from quire_engine.kernels.gpu.norm import Norm, add_rms_norm
+from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
+from quire_engine.kernels.gpu.linear_weights import LinearWeight, PlainWeight, QuantizedWeight
+from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.quantize import Fp8Weight
 from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, shipped_table
 
 
@@ -22,60 +24,69 @@ class GpuLinear:
 
     def __init__(
         self,
-        weight_OI: torch.Tensor,
+        weight: torch.Tensor | Fp8Weight,
         bias_O: torch.Tensor | None = None,
         *,
         batch_invariant: bool = False,
         table: TileTable | None = None,
     ) -> None:
-        """Take a weight; a batch-invariant row of y does not depend on the other rows of x."""
-        self._weight_OI, self._bias_O = weight_OI, bias_O
-        self._batch_invariant = batch_invariant
+        """Take a weight (O, I); batch-invariant, a row of y is the same among any other rows."""
+        self._weight: LinearWeight
+        if isinstance(weight, Fp8Weight):
+            self._weight = QuantizedWeight(weight)
+        else:
+            self._weight = PlainWeight(weight)
+        self._bias_O, self._batch_invariant = bias_O, batch_invariant
         self._table = shipped_table() if table is None else table
-        self.num_rows, self.num_inputs = weight_OI.shape
+        numbers_OI, scale = self._weight.numbers_OI, self._weight.scale
+        self._products = tuple(
+            Product(
+                num_inputs=numbers_OI.shape[1],
+                num_rows=numbers_OI.shape[0],
+                gated=gated,
+                element_bytes=numbers_OI.element_size(),
+                scale_dims=0 if scale is None else scale.dim(),
+            )
+            for gated in (False, True)
+        )
         # As many counters as the narrowest tiles could need; kernels leave them at zero.
         self._counters = torch.zeros(
-            self.num_rows // 16 + 1, dtype=torch.int32, device=weight_OI.device
+            numbers_OI.shape[0] // 16 + 1, dtype=torch.int32, device=numbers_OI.device
         )
 
     def __call__(
         self, x_TI: torch.Tensor, out_TO: torch.Tensor, *, norm: Norm | None = None
     ) -> None:
         """Write y."""
-        tiles = self._choose(x_TI)
+        tiles = self._choose(x_TI.shape[0])
         if tiles is None:
-            self._through_library(_normed(x_TI, norm), out_TO)
+            self._weight.multiply(self._weight.factor(x_TI, norm), self._bias_O, out_TO)
         else:
             self._run(tiles, x_TI, out_TO, norm=norm)
 
     def add_to(self, x_TI: torch.Tensor, residual_TO: torch.Tensor) -> None:
-        """Add y to the residual in place, rounded once."""
-        tiles = self._choose(x_TI)
-        if tiles is not None:
+        """Add y to the residual in place."""
+        tiles = self._choose(x_TI.shape[0])
+        if tiles is None:
+            self._weight.add_product(self._weight.factor(x_TI, None), self._bias_O, residual_TO)
+        else:
             self._run(tiles, x_TI, residual_TO, adds=True)
-            return
-        residual_TO.addmm_(x_TI, self._weight_OI.t())
-        if self._bias_O is not None:
-            residual_TO += self._bias_O
 
     def gated(self, x_TI: torch.Tensor, out_TH: torch.Tensor, *, norm: Norm | None = None) -> None:
         """Write silu of the first half of y times the second half."""
-        tiles = self._choose(x_TI, gated=True)
+        tiles = self._choose(x_TI.shape[0], gated=True)
         if tiles is None:
-            y_TO = x_TI.new_empty((x_TI.shape[0], self.num_rows))
-            self._through_library(_normed(x_TI, norm), y_TO)
+            y_TO = x_TI.new_empty((x_TI.shape[0], self._products[0].num_rows))
+            self._weight.multiply(self._weight.factor(x_TI, norm), self._bias_O, y_TO)
             silu_mul(y_TO, out_TH)
         else:
             self._run(tiles, x_TI, out_TH, norm=norm, gated=True)
 
-    def _choose(self, x_TI: torch.Tensor, *, gated: bool = False) -> Tiles | None:
-        product = Product(
-            num_inputs=self.num_inputs,
-            num_rows=self.num_rows,
-            gated=gated,
-            element_bytes=self._weight_OI.element_size(),
-        )
-        return self._table.choose(product, x_TI.shape[0])
+    def _choose(self, num_tokens: int, *, gated: bool = False) -> Tiles | None:
+        if self._batch_invariant:
+            return self._weight.invariant_tiles
+        tiles = self._table.choose(self._products[gated], num_tokens)
+        return self._weight.library_tiles if tiles is None else tiles
 
     def _run(
         self,
@@ -87,27 +98,44 @@ class GpuLinear:
         adds: bool = False,
         gated: bool = False,
     ) -> None:
-        weight_OI, bias_O = self._weight_OI, self._bias_O
         if isinstance(tiles, GemvTiles):
-            x_I, out_O = x_TI[0], out[0]
-            gemv(x_I, weight_OI, out_O, tiles, bias_O=bias_O, norm=norm, adds=adds, gated=gated)
-        else:
-            skinny(
-                _normed(x_TI, norm),
-                weight_OI,
-                out,
+            gemv(
+                x_TI[0],
+                self._weight.numbers_OI,
+                out[0],
                 tiles,
-                self._counters,
-                bias_O=bias_O,
+                scale=self._weight.scale,
+                bias_O=self._bias_O,
+                norm=norm,
                 adds=adds,
                 gated=gated,
             )
-
-    def _through_library(self, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
-        if self._bias_O is None:
-            torch.mm(x_TI, self._weight_OI.t(), out=y_TO)
         else:
-            torch.addmm(self._bias_O, x_TI, self._weight_OI.t(), out=y_TO)
+            self._multiply_tiles(tiles, x_TI, out, norm=norm, adds=adds, gated=gated)
+
+    def _multiply_tiles(
+        self,
+        tiles: SkinnyTiles,
+        x_TI: torch.Tensor,
+        out: torch.Tensor,
+        *,
+        norm: Norm | None,
+        adds: bool,
+        gated: bool,
+    ) -> None:
+        x = self._weight.factor(x_TI, norm)
+        skinny(
+            x.rows_TI,
+            self._weight.numbers_OI,
+            out,
+            tiles,
+            self._counters,
+            x_scale=x.scale,
+            scale=self._weight.scale,
+            bias_O=self._bias_O,
+            adds=adds,
+            gated=gated,
+        )
 
 
 class GpuMlp:
@@ -131,11 +159,3 @@ class GpuMlp:
         hidden_TI = x_TE.new_empty((x_TE.shape[0], self._width))
         self._gate_up.gated(x_TE, hidden_TI, norm=norm)
         return hidden_TI
-
-
-def _normed(x_TI: torch.Tensor, norm: Norm | None) -> torch.Tensor:
-    if norm is None:
-        return x_TI
-    normed_TI = torch.empty_like(x_TI)
-    add_rms_norm(x_TI, None, norm.weight_E, norm.eps, normed_TI)
-    return normed_TI

@@ -21,6 +21,7 @@ FP8_MAX = 448.0
 GROUP = 128
 SMALLEST_SCALE = 1e-12
 """Keeps rows of zeros from being divided by zero."""
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,6 +30,35 @@ class Fp8Rows:
 
     numbers: torch.Tensor
     scale: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fp8Weight:
+    """A quantized weight: numbers (O, I), scales (O,) or (O / GROUP, I / GROUP) in float32.
+
+    `x_scale`, one number, is what the checkpoint wants rows of x to be divided by; None: their
+    scales are found when they are computed.
+    """
+
+    numbers: torch.Tensor
+    scale: torch.Tensor
+    x_scale: torch.Tensor | None = None
+
+    @property
+    def per_block(self) -> bool:
+        return self.scale.dim() == 2
+
+
+def quantize_weight(weight_OI: torch.Tensor) -> Fp8Weight:
+    """Quantize a weight, with a scale for each of its rows."""
+    largest_O = weight_OI.abs().amax(1).float()
+    scale = (largest_O / FP8_MAX).clamp_min(SMALLEST_SCALE)
+    numbers = torch.empty_like(weight_OI, dtype=FP8)
+    # In parts, so that float32 copies of large weights do not fill the memory.
+    for rows in range(0, weight_OI.shape[0], ROWS_AT_ONCE):
+        part = slice(rows, rows + ROWS_AT_ONCE)
+        numbers[part] = (weight_OI[part].float() / scale[part, None]).to(FP8)
+    return Fp8Weight(numbers, scale)
 
 
 def quantize_rows(

@@ -19,6 +19,15 @@ KINDS: Mapping[str, type[Tiles]] = {"gemv": GemvTiles, "skinny": SkinnyTiles}
 
 MANY_PROGRAMS = 264
 """Programs that keep the memory of a big GPU busy: two for each of 132 processors."""
+STAGED_BYTES = 98304
+"""Bytes that a program has under way; two of them fit a processor's shared memory."""
+MAX_SKINNY_TOKENS = 64
+"""Rows up to which reading the weight takes longer than multiplying with it."""
+INVARIANT = SkinnyTiles(max_tokens=64, columns=64, depth=64, num_stages=4)
+"""Tiles of every batch-invariant product of 16-bit or 32-bit numbers."""
+INVARIANT_8_BIT = SkinnyTiles(max_tokens=64, columns=64, depth=128, num_stages=4)
+MANY_ROWS_8_BIT = SkinnyTiles(max_tokens=128, columns=128, depth=128, num_warps=8, num_stages=4)
+"""Tiles for many rows and a weight with a scale for each block, which no library takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +40,8 @@ class Product:
     gated: bool = False
     element_bytes: int = 2
     """Bytes of a weight."""
+    scale_dims: int = 0
+    """0: no scales; 1: one for each row of the weight; 2: one for each block."""
 
     @property
     def num_outputs(self) -> int:
@@ -81,8 +92,49 @@ def _parse_entry(values: Mapping[str, Any]) -> tuple[Product, int, Tiles | None]
 
 
 def default_tiles(product: Product, num_tokens: int) -> Tiles | None:
-    """Return tiles for a product that nobody measured: a GEMV for one row."""
-    return default_gemv(product) if num_tokens == 1 else None
+    """Return tiles for a product that nobody measured."""
+    if num_tokens == 1:
+        return default_gemv(product)
+    if num_tokens <= MAX_SKINNY_TOKENS and product.element_bytes <= 2:
+        return default_skinny(product, num_tokens)
+    return None
+
+
+def default_skinny(product: Product, num_tokens: int) -> SkinnyTiles | None:
+    """Cut a product of few rows so that twice as many programs as processors read the weight.
+
+    Each keeps about STAGED_BYTES of it under way. None: the shape leaves no whole tiles.
+    """
+    max_tokens = max(_power_of_two(num_tokens), 16)
+    depth = 256 // product.element_bytes if product.scale_dims < 2 else 128
+    widest = 32 if max_tokens < 64 else 64
+    for columns in (widest, 32, 16):
+        if product.num_outputs % columns or product.num_inputs % depth:
+            continue
+        splits = _splits(product.num_inputs // depth, product.num_outputs // columns)
+        rows = columns * (2 if product.gated else 1) + max_tokens
+        num_stages = STAGED_BYTES // (rows * depth * product.element_bytes)
+        return SkinnyTiles(
+            max_tokens=max_tokens,
+            columns=columns,
+            depth=depth,
+            splits=splits,
+            prefetch=512 // product.element_bytes,
+            num_stages=min(max(num_stages, 3), 5),
+        )
+    return None
+
+
+def _splits(num_steps: int, num_programs: int) -> int:
+    """Return the fewest parts that make enough programs, of at least four steps each."""
+    enough = 1
+    for splits in (1, 2, 4, 7, 8):
+        if num_steps % splits or num_steps // splits < 4:
+            continue
+        enough = splits
+        if num_programs * splits >= MANY_PROGRAMS:
+            break
+    return enough
 
 
 def default_gemv(product: Product) -> GemvTiles:
