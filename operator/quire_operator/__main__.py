@@ -26,8 +26,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     settings = parser.build(OperatorSettings, given)
     configure_logs(config.log_level, config.log_format)
     # kopf takes seconds to import, which --help and a wrong flag need not wait for.
+    from prometheus_client import disable_created_metrics
+
     from quire_operator.runtime.process import run_operator
 
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         asyncio.run(run_operator(config.resolved(environment), settings))
     except ConfigError as error:

@@ -34,7 +34,7 @@ class RuntimeConfig:
     """Let one replica write at a time. Without it, run exactly one."""
     lease_name: str = "quire-operator"
     """Name of the Lease."""
-    lease_duration_s: float = 15.0
+    lease_duration_s: int = 15
     """Seconds that an abandoned Lease still binds."""
     renew_deadline_s: float = 10.0
     """Seconds that a leader tries to renew before it stops."""

@@ -8,7 +8,9 @@ OperatorError
         GoneError         410: a resource version that the server no longer has
         InvalidError      400, 422: the server will never take this object
         ForbiddenError    401, 403: the operator's account may not do this
-        UnavailableError  429, 5xx, no connection: worth another try
+        UnavailableError  429, 502-504, no connection: nothing else will work now either
+
+A plain `KubeError` is about this one request: 500 for want of a free Service address, say.
 
 `KubeError.of()` is the one place that reads status codes.
 """
@@ -37,7 +39,7 @@ class KubeError(OperatorError):
         """Make the error of an answer: a Status object, or whatever a proxy sent."""
         message = str(answer.get("message") or f"the API server answered {status}")
         causes = (answer.get("details") or {}).get("causes") or [{}]
-        type_ = _BY_STATUS.get(status, UnavailableError if status >= 429 else KubeError)
+        type_ = _BY_STATUS.get(status, KubeError)
         return type_(message, status=status, cause=str(causes[0].get("reason", "")))
 
     @property
@@ -86,4 +88,8 @@ _BY_STATUS: dict[int, type[KubeError]] = {
     409: ConflictError,
     410: GoneError,
     422: InvalidError,
+    429: UnavailableError,
+    502: UnavailableError,
+    503: UnavailableError,
+    504: UnavailableError,
 }

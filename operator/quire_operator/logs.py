@@ -33,5 +33,7 @@ def configure_logs(level: str, format_: Literal["text", "json"]) -> None:
     if level != "debug":
         # kopf's life-cycle is an implementation detail of ours, and logged by `front`.
         logging.getLogger("kopf").setLevel(logging.WARNING)
+        # Warns that a thread cannot catch signals, which is not its job here.
+        logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
         # Its INFO says every few seconds who leads.
         logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.WARNING)

@@ -68,7 +68,9 @@ class Controller:
         """Queue what a change concerns."""
         delay_s = delay_after(notice, self._pace)
         if notice.key is not None:
-            self._queue.add(notice.key, delay_s=delay_s)
+            # What a person did comes before what follows from it elsewhere.
+            is_urgent = notice.resource is DEPLOYMENTS and notice.change is not Change.STATUS
+            self._queue.add(notice.key, delay_s=delay_s, is_urgent=is_urgent)
         else:
             self.add_all(delay_s=delay_s)
 

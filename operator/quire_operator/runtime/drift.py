@@ -58,8 +58,9 @@ def covers(live: Any, intent: Any) -> bool:
 
 
 def _covers_list(live: Any, intent: Any) -> bool:
-    if not isinstance(live, list):
-        return live is None and not intent
+    if not intent or not isinstance(live, list):
+        # An empty list is a statement too: a policy that allows nothing, say.
+        return not intent and not live
     if len(live) == len(intent) and all(map(covers, live, intent)):
         return True
     identity = _identity(intent)

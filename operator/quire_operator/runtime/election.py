@@ -1,25 +1,27 @@
 """Which replica writes: a Lease, by the elector of `kubernetes.aio`.
 
-The library's lock lets connection errors escape, waits five minutes for an answer and never gives
-a Lease back. `SafeLock` mends these: a lock that cannot be reached is a renewal that failed, so a
-leader without a server steps down in time, and the next one finds a released Lease at once.
+The lock is our own: the library's lets connection errors escape, waits five minutes for an answer,
+cannot create a Lease (37.0) and never gives one back. Here a Lease that cannot be reached is a
+renewal that failed, so that a leader without a server steps down in time.
 """
 
 import asyncio
-import contextlib
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
 
-import aiohttp
-from kubernetes.aio.client import ApiClient, ApiException
+from kubernetes.aio.client import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
-from quire_operator.errors import ConfigError
-from quire_operator.runtime.kube import sleep_jittered
+from quire_operator.errors import ConfigError, ConflictError, KubeError
+from quire_operator.plan import Manifest
+from quire_operator.runtime.kube import KubeApi, sleep_jittered
+from quire_operator.runtime.resources import LEASES
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ _FIRST = asyncio.FIRST_COMPLETED
 class ElectionTimes:
     """The times of a Lease, in seconds; those of Kubernetes' own components."""
 
-    lease_s: float = 15.0
+    lease_s: int = 15
     """How long a Lease that is not renewed still binds the others."""
     renew_s: float = 10.0
     """How long a leader tries to renew before it steps down."""
@@ -45,63 +47,95 @@ class ElectionTimes:
             )
 
 
-class SafeLock(LeaseLock):  # type: ignore[misc]  # the library is untyped
-    """A Lease that answers "no" in time instead of raising."""
+class LeaseRecord(LeaderElectionRecord):  # type: ignore[misc]  # the library is untyped
+    """What the library's elector knows of a Lease."""
+
+    @classmethod
+    def of(cls, lease: Manifest) -> "LeaseRecord":
+        """Read a Lease; one that was given back has no holder."""
+        spec = lease.get("spec") or {}
+        duration = spec.get("leaseDurationSeconds")
+        return cls(
+            spec.get("holderIdentity") or None,
+            None if duration is None else str(duration),
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
+
+
+class LeaseLock(BaseLock):  # type: ignore[misc]  # the library is untyped
+    """A Lease, for the library's elector: it answers "no" in time, and never raises."""
 
     def __init__(
-        self, name: str, namespace: str, identity: str, client: ApiClient, timeout_s: float
+        self, api: KubeApi, name: str, namespace: str, identity: str, timeout_s: float
     ) -> None:
-        super().__init__(name, namespace, identity, client)
+        super().__init__(name, namespace, identity)
+        self._api = api
         self._timeout_s = timeout_s
+        self._lease: Manifest = {}
 
-    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
+    async def get(self, name: str, namespace: str) -> tuple[bool, LeaseRecord | ApiException]:
         """Return (True, record), or (False, error)."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                found: tuple[bool, Any] = await super().get(name, namespace)
-                return found
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return False, ApiException(status=0, reason=f"cannot be reached: {error!r}")
+                self._lease = await self._api.get(LEASES, namespace, name)
+        except (KubeError, TimeoutError) as error:
+            status = error.status if isinstance(error, KubeError) else 0
+            failure = ApiException(status=status, reason=str(error) or "no answer in time")
+            # The library reads the status from the body alone.
+            failure.body = json.dumps({"code": status})
+            return False, failure
+        return True, LeaseRecord.of(self._lease)
 
-    async def create(self, name: str, namespace: str, election_record: Any) -> bool:
+    async def create(self, name: str, namespace: str, election_record: LeaseRecord) -> bool:
         """Return whether the Lease was made."""
-        return await self._attempt(super().create(name, namespace, election_record))
+        self._lease = {
+            "apiVersion": LEASES.api_version,
+            "kind": LEASES.kind,
+            "metadata": {"name": name, "namespace": namespace},
+        }
+        body = self._lease | {"spec": self._spec(election_record)}
+        return await self._attempt(self._api.create(LEASES, body))
 
-    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
-        """Return whether the Lease was renewed or taken."""
-        return await self._attempt(super().update(name, namespace, updated_record))
+    async def update(self, name: str, namespace: str, updated_record: LeaseRecord) -> bool:
+        """Return whether the Lease was renewed or taken: as it was when it was last read."""
+        body = self._lease | {"spec": self._spec(updated_record)}
+        return await self._attempt(self._api.replace(LEASES, body))
 
     async def release(self) -> None:
         """Give the Lease back, if it is ours: nobody has to wait for it to run out."""
-        await self.get(self.name, self.namespace)
-        held = self.lease_reference
-        if held is None or held.spec is None or held.spec.holder_identity != self.identity:
+        found, record = await self.get(self.name, self.namespace)
+        if not found or record.holder_identity != self.identity:
             return
-        held.spec.holder_identity = None
-        with contextlib.suppress(ApiException, aiohttp.ClientError, OSError, TimeoutError):
-            async with asyncio.timeout(self._timeout_s):
-                await self.api_instance.replace_namespaced_lease(self.name, self.namespace, held)
-                logger.info("lease released name=%s identity=%s", self.name, self.identity)
+        body = self._lease | {"spec": self._lease["spec"] | {"holderIdentity": ""}}
+        if await self._attempt(self._api.replace(LEASES, body)):
+            logger.info("lease released lease=%s identity=%s", self.name, self.identity)
 
-    async def _attempt(self, request: Awaitable[bool]) -> bool:
+    def _spec(self, record: LeaseRecord) -> Manifest:
+        held = self._lease.get("spec") or {}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        is_renewal = held.get("holderIdentity") == record.holder_identity
+        return held | {
+            "holderIdentity": record.holder_identity,
+            "leaseDurationSeconds": int(record.lease_duration),
+            # The library's own times are local ones that call themselves UTC.
+            "acquireTime": held.get("acquireTime", now) if is_renewal else now,
+            "renewTime": now,
+            "leaseTransitions": held.get("leaseTransitions", 0) + (0 if is_renewal else 1),
+        }
+
+    async def _attempt(self, request: Awaitable[Manifest]) -> bool:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await request
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            logger.warning("lease cannot be reached name=%s error=%r", self.name, error)
+                self._lease = await request
+        except ConflictError:
+            # Another replica was faster.
             return False
-
-
-class LockLogFilter(logging.Filter):
-    """Says in one line what the library says in a traceback; nothing of a lost race."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is worth a line."""
-        error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, ApiException):
-            record.msg = f"{record.msg}: {error.status} {error.reason}"
-            record.exc_info = None
-            return bool(error.status != 409)
+        except (KubeError, TimeoutError) as error:
+            logger.warning(
+                "lease not written lease=%s error=%s", self.name, str(error) or "no answer in time"
+            )
+            return False
         return True
 
 
@@ -110,7 +144,7 @@ class Elector:
 
     def __init__(
         self,
-        lock: SafeLock,
+        lock: LeaseLock,
         times: ElectionTimes,
         lead: Callable[[], Awaitable[None]],
         on_change: Callable[[bool], None],

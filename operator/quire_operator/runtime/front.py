@@ -168,6 +168,7 @@ async def connection_info(configuration: Configuration) -> kopf.ConnectionInfo:
         token=value or None,
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
+        proxy_url=configuration.proxy,
         # Service account tokens are renewed in their file; kopf logs in again in time.
         expiration=datetime.now(UTC) + timedelta(minutes=10),
     )

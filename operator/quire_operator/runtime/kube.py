@@ -10,7 +10,8 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -36,7 +37,11 @@ async def load_configuration(kubeconfig: str, *, max_connections: int) -> Config
     Raises:
         ConfigError: neither can be used.
     """
-    configuration = Configuration(connection_pool_maxsize=max_connections)
+    configuration = Configuration(
+        connection_pool_maxsize=max_connections,
+        # Else aiohttp looks into ~/.netrc, in another thread, for every single request.
+        client_session_kwargs={"trust_env": False},
+    )
     try:
         if kubeconfig:
             await kube_config.load_kube_config(kubeconfig, client_configuration=configuration)
@@ -48,6 +53,8 @@ async def load_configuration(kubeconfig: str, *, max_connections: int) -> Config
             f"no way to the API server through {source}: {error}; "
             "give --kubeconfig PATH, or run in a pod with a service account"
         ) from error
+    if not configuration.proxy and not proxy_bypass(urlsplit(configuration.host).hostname or ""):
+        configuration.proxy = getproxies().get("https")
     return configuration
 
 
@@ -133,6 +140,17 @@ class KubeApi:
         query = {"fieldManager": self._field_manager}
         return await self._json("POST", path, query, body=manifest)
 
+    async def replace(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """Write an object as a whole; return it.
+
+        Raises:
+            ConflictError: it is not the version any more that the manifest names.
+        """
+        metadata = manifest["metadata"]
+        path = resource.path(metadata.get("namespace", ""), metadata["name"])
+        query = {"fieldManager": self._field_manager}
+        return await self._json("PUT", path, query, body=manifest)
+
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, uid: str
     ) -> Manifest | None:
@@ -196,7 +214,7 @@ class KubeApi:
         try:
             answer: Manifest = msgspec.json.decode(await response.read())
         except _UNREACHABLE as error:
-            raise UnavailableError(f"the API server broke off: {error!r}") from error
+            raise UnavailableError(f"the API server broke off: {_said(error)}") from error
         except msgspec.DecodeError as error:
             raise UnavailableError(f"no JSON from {path}: {error}") from error
         return answer
@@ -228,7 +246,7 @@ class KubeApi:
             )
         except _UNREACHABLE as error:
             self.metrics.requests.labels(code="<error>", method=method).inc()
-            raise UnavailableError(f"the API server is out of reach: {error!r}") from error
+            raise UnavailableError(f"the API server is out of reach: {_said(error)}") from error
         response: aiohttp.ClientResponse = answer.response
         self.metrics.requests.labels(code=str(response.status), method=method).inc()
         if response.status >= 300:
@@ -259,7 +277,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[list[Manife
             if lines:
                 yield decode_events(lines)
     except _UNREACHABLE as error:
-        raise UnavailableError(f"the watch broke off: {error!r}") from error
+        raise UnavailableError(f"the watch broke off: {_said(error)}") from error
 
 
 def decode_events(lines: Sequence[bytes]) -> list[Manifest]:
@@ -273,3 +291,7 @@ def decode_events(lines: Sequence[bytes]) -> list[Manifest]:
 async def sleep_jittered(delay_s: float) -> None:
     """Sleep between half and all of a delay."""
     await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__} {error}".strip()

@@ -8,15 +8,13 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 
-from kubernetes.aio.leaderelection.resourcelock import leaselock
-
 from quire_operator.config import RuntimeConfig
 from quire_operator.plan import DEPLOYMENT_LABEL, FIELD_MANAGER, Manifest, OperatorSettings, plan
 from quire_operator.runtime.applier import Applier
 from quire_operator.runtime.audit import Audit
 from quire_operator.runtime.controller import Controller, Pace
 from quire_operator.runtime.discovery import ServerApis
-from quire_operator.runtime.election import Elector, LockLogFilter, SafeLock
+from quire_operator.runtime.election import Elector, LeaseLock
 from quire_operator.runtime.front import Front, FrontConfig
 from quire_operator.runtime.health import Health, limit
 from quire_operator.runtime.informers import Informers
@@ -52,7 +50,6 @@ async def run_operator(
         config.kubeconfig, max_connections=2 * config.num_workers + 64
     )
     api = KubeApi(configuration, OperatorMetrics(), field_manager=FIELD_MANAGER)
-    logging.getLogger(leaselock.__name__).addFilter(LockLogFilter())
     try:
         await Process(config, settings, api, planner).run(stop)
     finally:
@@ -154,20 +151,20 @@ class Process:
             planner=planner,
         )
 
-    def _lock(self) -> SafeLock | None:
+    def _lock(self) -> LeaseLock | None:
         if not self.config.leader_election:
             return None
         # Two processes of one host must not take each other for themselves.
         identity = f"{self.config.identity}_{uuid.uuid4().hex[:8]}"
-        return SafeLock(
+        return LeaseLock(
+            self.api,
             self.config.lease_name,
             self.config.namespace,
             identity,
-            self.api.client,
             timeout_s=self.config.renew_deadline_s / 2,
         )
 
-    async def _work(self, lock: SafeLock | None) -> None:
+    async def _work(self, lock: LeaseLock | None) -> None:
         if lock is None:
             self._on_leading(True)
             await self._lead()

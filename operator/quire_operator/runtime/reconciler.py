@@ -8,6 +8,7 @@ from datetime import datetime
 from quire_operator.errors import ConflictError, KubeError, NotFoundError
 from quire_operator.plan import (
     Manifest,
+    ObjectKey,
     Observed,
     OperatorSettings,
     Plan,
@@ -69,6 +70,7 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
+        self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
     async def reconcile(self, key: DeploymentKey) -> Result:
         """Plan for a key and carry the plan out.
@@ -79,6 +81,7 @@ class Reconciler:
         deployment = self._store.deployments.get(key)
         if deployment is None:
             self._applier.forget(self._store.children(key))
+            self._named.pop(key, None)
             return Result()
         if deployment["metadata"].get("deletionTimestamp"):
             # Owner references do the rest; writing now would only race the collector.
@@ -107,7 +110,7 @@ class Reconciler:
         return Result(min(delays, default=None), error)
 
     async def _observe(self, key: DeploymentKey, deployment: Manifest) -> Observed:
-        referenced = await self._references.look_up(referenced_objects(deployment))
+        referenced = await self._references.look_up(self._referenced(key, deployment))
         apis = self._apis()
         return Observed(
             children=self._store.children(key),
@@ -118,6 +121,14 @@ class Reconciler:
             referenced=referenced,
             server_version=apis.version,
         )
+
+    def _referenced(self, key: DeploymentKey, deployment: Manifest) -> tuple[ObjectKey, ...]:
+        metadata = deployment["metadata"]
+        version = f"{metadata['uid']}/{metadata.get('generation')}"
+        known = self._named.get(key)
+        if known is None or known[0] != version:
+            self._named[key] = known = version, referenced_objects(deployment)
+        return known[1]
 
     async def _report(self, deployment: Manifest, status: Manifest) -> None:
         patch = status_patch(deployment.get("status") or {}, status)

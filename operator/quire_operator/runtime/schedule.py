@@ -2,21 +2,24 @@
 
 A key is in at most one of three states, and additionally may wait for a later moment:
 
-    ready     to be taken, in the order of arrival
+    ready     to be taken: urgent ones first, each kind in the order of arrival
     active    taken by a worker; the same key is never given out twice at a time
     dirty     active and added again: ready once more when the worker is done
 
 So however often a key is added, one run at most is outstanding, and the last addition is never
-lost. Failures of a key make it wait longer each time; other keys are not held up.
+lost. Failures of a key make it wait longer each time; other keys are not held up. Urgent is what a
+person waits for; of every few keys taken one is the oldest of the others, so that none starves.
 """
 
 import heapq
-from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 KeyT = TypeVar("KeyT", bound=Hashable)
+
+_URGENT_IN_A_ROW = 7
+"""Most urgent keys that are taken while others are ready."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +42,26 @@ class Schedule(Generic[KeyT]):
     backoff: Backoff = field(default_factory=Backoff)
     num_adds: int = 0
     num_retries: int = 0
-    _ready: deque[KeyT] = field(default_factory=deque)
-    _ready_since: dict[KeyT, float] = field(default_factory=dict)
+    _urgent: dict[KeyT, float] = field(default_factory=dict)
+    _ready: dict[KeyT, float] = field(default_factory=dict)
     _active_since: dict[KeyT, float] = field(default_factory=dict)
-    _dirty: set[KeyT] = field(default_factory=set)
+    _dirty: dict[KeyT, bool] = field(default_factory=dict)
     _due: dict[KeyT, float] = field(default_factory=dict)
     _heap: list[tuple[float, int, KeyT]] = field(default_factory=list)
     _num_pushed: int = 0
+    _num_urgent_taken: int = 0
     _failures: dict[KeyT, int] = field(default_factory=dict)
 
-    def add(self, key: KeyT, *, now: float) -> None:
+    def add(self, key: KeyT, *, now: float, is_urgent: bool = False) -> None:
         """Make a key ready, unless it is; an active one becomes ready when it is done."""
         self._due.pop(key, None)
         if key in self._active_since:
-            if key not in self._dirty:
-                self._dirty.add(key)
-                self.num_adds += 1
-        elif key not in self._ready_since:
-            self._ready.append(key)
-            self._ready_since[key] = now
-            self.num_adds += 1
+            self.num_adds += key not in self._dirty
+            self._dirty[key] = is_urgent or self._dirty.get(key, False)
+        elif key not in self._urgent and (is_urgent or key not in self._ready):
+            since = self._ready.pop(key, None)
+            self.num_adds += since is None
+            self._put(key, now if since is None else since, is_urgent)
 
     def add_after(self, key: KeyT, delay_s: float, *, now: float) -> None:
         """Make a key ready after a delay; the earliest of several wishes wins."""
@@ -66,7 +69,8 @@ class Schedule(Generic[KeyT]):
             self.add(key, now=now)
             return
         due = now + delay_s
-        if key in self._ready_since or key in self._dirty or self._due.get(key, due + 1) <= due:
+        is_ready = key in self._ready or key in self._urgent or key in self._dirty
+        if is_ready or self._due.get(key, due + 1) <= due:
             return
         self._due[key] = due
         self._num_pushed += 1
@@ -92,12 +96,14 @@ class Schedule(Generic[KeyT]):
         return self._failures.get(key, 0)
 
     def take(self, *, now: float) -> KeyT | None:
-        """Take the key that is ready the longest, or None. The taker must call `done`."""
+        """Take the key whose turn it is, or None. The taker must call `done`."""
         self._wake(now)
-        if not self._ready:
+        line = self._line()
+        if not line:
             return None
-        key = self._ready.popleft()
-        del self._ready_since[key]
+        key = next(iter(line))
+        del line[key]
+        self._num_urgent_taken = self._num_urgent_taken + 1 if line is self._urgent else 0
         self._active_since[key] = now
         return key
 
@@ -105,10 +111,8 @@ class Schedule(Generic[KeyT]):
         """Give a taken key back; it is ready again at once if it was added meanwhile."""
         del self._active_since[key]
         if key in self._dirty:
-            self._dirty.remove(key)
+            self._put(key, now, self._dirty.pop(key))
             self._due.pop(key, None)
-            self._ready.append(key)
-            self._ready_since[key] = now
 
     def next_due(self) -> float | None:
         """Return when the next waiting key becomes ready; None if none waits."""
@@ -119,7 +123,7 @@ class Schedule(Generic[KeyT]):
     @property
     def depth(self) -> int:
         """How many keys are ready."""
-        return len(self._ready)
+        return len(self._ready) + len(self._urgent)
 
     @property
     def num_waiting(self) -> int:
@@ -131,13 +135,14 @@ class Schedule(Generic[KeyT]):
         """How many keys are being worked on."""
         return len(self._active_since)
 
-    def ready_for_s(self, key: KeyT, *, now: float) -> float:
-        """Return how long a key has been ready; 0 if it is not."""
-        return now - self._ready_since.get(key, now)
+    def next_ready_s(self, *, now: float) -> float:
+        """Return how long the key whose turn it is has been ready; 0 if there is none."""
+        return now - next(iter(self._line().values()), now)
 
     def oldest_ready_s(self, *, now: float) -> float:
-        """Return how long the key at the head has been ready; 0 if there is none."""
-        return self.ready_for_s(self._ready[0], now=now) if self._ready else 0.0
+        """Return how long the key that waits longest has been ready; 0 if there is none."""
+        heads = (next(iter(line.values()), now) for line in (self._urgent, self._ready))
+        return now - min(heads)
 
     def longest_active_s(self, *, now: float) -> float:
         """Return how long the slowest worker has had its key; 0 if none is active."""
@@ -149,13 +154,20 @@ class Schedule(Generic[KeyT]):
 
     def check(self) -> None:
         """Verify the invariants; for tests and idle moments."""
-        assert list(self._ready) == list(self._ready_since), "the ready keys have one order"
-        ready, active = self._ready_since.keys(), self._active_since.keys()
-        assert not ready & active, "no key is both ready and active"
-        assert self._dirty <= active, "only active keys are dirty"
+        ready = self._ready.keys() | self._urgent.keys()
+        assert not self._ready.keys() & self._urgent.keys(), "a key stands in one line"
+        assert not ready & self._active_since.keys(), "no key is both ready and active"
+        assert self._dirty.keys() <= self._active_since.keys(), "only active keys are dirty"
         assert not self._due.keys() & ready, "a ready key does not also wait"
         queued = {(due, key) for due, _, key in self._heap}
         assert {(due, key) for key, due in self._due.items()} <= queued, "every waiting key wakes"
+
+    def _put(self, key: KeyT, since: float, is_urgent: bool) -> None:
+        (self._urgent if is_urgent else self._ready)[key] = since
+
+    def _line(self) -> dict[KeyT, float]:
+        is_turn_of_others = self._num_urgent_taken >= _URGENT_IN_A_ROW and self._ready
+        return self._ready if is_turn_of_others or not self._urgent else self._urgent
 
     def _wake(self, now: float) -> None:
         while (due := self.next_due()) is not None and due <= now:

@@ -20,9 +20,12 @@ class WorkQueue(Generic[KeyT]):
         self.clock = clock
         self._changed = asyncio.Event()
 
-    def add(self, key: KeyT, *, delay_s: float = 0.0) -> None:
-        """Ask for a run of this key, now or later."""
-        self.schedule.add_after(key, delay_s, now=self.clock())
+    def add(self, key: KeyT, *, delay_s: float = 0.0, is_urgent: bool = False) -> None:
+        """Ask for a run of this key, now or later; urgent ones come before the others."""
+        if is_urgent and delay_s <= 0:
+            self.schedule.add(key, now=self.clock(), is_urgent=True)
+        else:
+            self.schedule.add_after(key, delay_s, now=self.clock())
         self._changed.set()
 
     def add_failed(self, key: KeyT) -> float:
@@ -57,5 +60,5 @@ class WorkQueue(Generic[KeyT]):
     def _take_now(self) -> tuple[KeyT | None, float]:
         now = self.clock()
         schedule = self.schedule
-        waited_s = schedule.oldest_ready_s(now=now)
+        waited_s = schedule.next_ready_s(now=now)
         return schedule.take(now=now), waited_s
