@@ -59,10 +59,10 @@ class GpuDecoderLayer:
     ) -> None:
         prefix = f"layers.{index}."
 
-        def linear(name: str, *, gated: bool = False) -> GpuLinear:
+        def linear(name: str) -> GpuLinear:
             weight = weights.pop(f"{prefix}{name}.weight")
             bias = weights.pop(f"{prefix}{name}.bias", None)
-            return GpuLinear(weight, bias, gated=gated)
+            return GpuLinear(weight, bias, batch_invariant=batch_invariant)
 
         def norm(name: str) -> Norm:
             return Norm(weights.pop(f"{prefix}{name}.weight"), spec.norm_eps)
@@ -74,7 +74,7 @@ class GpuDecoderLayer:
             self._q_norm_D = norm("q_norm").weight_E
             self._k_norm_D = norm("k_norm").weight_E
         self._qkv, self._out = linear("qkv"), linear("out")
-        self._mlp = GpuMlp(linear("gate_up", gated=True), linear("down"))
+        self._mlp = GpuMlp(linear("gate_up"), linear("down"), width=spec.intermediate_size)
 
     def __call__(self, space: Workspace, tokens: Tokens, cache: CacheLayer, attend: Attend) -> None:
         """Advance the residual of all tokens by this layer."""
@@ -128,7 +128,9 @@ class GpuDecoder:
             for index, layer in enumerate(spec.layers)
         ]
         self._norm = Norm(weights.pop("norm.weight"), spec.norm_eps)
-        self._head = GpuLinear(weights.pop("head.weight", self._embedding_VE))
+        self._head = GpuLinear(
+            weights.pop("head.weight", self._embedding_VE), batch_invariant=batch_invariant
+        )
         self._space = Workspace(spec, max_num_tokens, dtype, device)
         assert not weights, f"weights that nothing uses: {', '.join(weights)}"
 
