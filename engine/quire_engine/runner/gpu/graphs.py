@@ -11,10 +11,10 @@ from functools import partial
 
 import torch
 
-from quire_engine.runner.gpu.sampler import Mode
+from quire_engine.runner.gpu.sampler import PlainMode
 from quire_engine.runner.gpu.step import GpuStep
 
-CAPTURED_MODES: tuple[Mode, ...] = ("greedy", "random")
+CAPTURED_MODES: tuple[PlainMode, ...] = ("greedy", "random")
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -30,7 +30,7 @@ class StepGraphs:
         self._step, self._sizes = step, sorted(sizes)
         self._pool = torch.cuda.graph_pool_handle()
         self._forward: dict[int, torch.cuda.CUDAGraph] = {}
-        self._sample: dict[tuple[int, Mode], torch.cuda.CUDAGraph] = {}
+        self._sample: dict[tuple[int, PlainMode], torch.cuda.CUDAGraph] = {}
 
     @property
     def num_graphs(self) -> int:
@@ -52,7 +52,7 @@ class StepGraphs:
         """Launch `GpuStep.decode`."""
         self._forward[size].replay()
 
-    def sample(self, size: int, mode: Mode) -> None:
+    def sample(self, size: int, mode: PlainMode) -> None:
         """Launch `GpuStep.sample`."""
         graph = self._sample.get((size, mode))
         if graph is None:

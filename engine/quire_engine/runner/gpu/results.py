@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from quire_engine.core.messages import TokenLogprobs
+from quire_engine.runner.gpu.sampler_logprobs import StepLogprobs
 from quire_engine.runner.plan import StepResult
 from quire_engine.runner.sampling.sampler import BadLogitsError
 
@@ -23,10 +24,11 @@ class CopiedStep:
         host_2S: torch.Tensor,
         copied: "torch.cuda.Event | None",
         seq_ids: Sequence[int],
+        logprobs: StepLogprobs | None,
         prompt_logprobs: dict[int, list[TokenLogprobs]],
     ) -> None:
         self._host_2S, self._copied, self._seq_ids = host_2S, copied, seq_ids
-        self._prompt_logprobs = prompt_logprobs
+        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
 
     def wait(self) -> StepResult:
         """Return the tokens, as soon as they are here.
@@ -42,8 +44,10 @@ class CopiedStep:
             raise BadLogitsError(
                 [seq_id for seq_id, bad in zip(self._seq_ids, is_bad, strict=True) if bad]
             )
+        logprobs = self._logprobs.read() if self._logprobs is not None else {}
         return StepResult(
             token_ids=dict(zip(self._seq_ids, tokens, strict=True)),
+            logprobs={self._seq_ids[slot]: scores for slot, scores in logprobs.items()},
             prompt_logprobs=self._prompt_logprobs,
         )
 
@@ -66,11 +70,15 @@ class ResultCopies:
         self._turn = 0
 
     def start(
-        self, seq_ids: Sequence[int], prompt_logprobs: dict[int, list[TokenLogprobs]]
+        self,
+        seq_ids: Sequence[int],
+        logprobs: StepLogprobs | None,
+        prompt_logprobs: dict[int, list[TokenLogprobs]],
     ) -> CopiedStep:
         """Copy what the current stream has sampled by now."""
         if not self._is_cuda:
-            return CopiedStep(self._sampled_2S.clone(), None, seq_ids, prompt_logprobs)
+            tokens_2S = self._sampled_2S.clone()
+            return CopiedStep(tokens_2S, None, seq_ids, logprobs, prompt_logprobs)
         turn = self._turn
         self._turn = (turn + 1) % NUM_BUFFERS
         self._computed[turn].record()
@@ -78,7 +86,8 @@ class ResultCopies:
         with torch.cuda.stream(self._stream):
             self._host[turn].copy_(self._sampled_2S, non_blocking=True)
             self._copied[turn].record()
-        return CopiedStep(self._host[turn], self._copied[turn], seq_ids, prompt_logprobs)
+        copied = self._copied[turn]
+        return CopiedStep(self._host[turn], copied, seq_ids, logprobs, prompt_logprobs)
 
     def hold_sampling(self) -> None:
         """Keep the current stream from sampling before the last tokens are copied."""

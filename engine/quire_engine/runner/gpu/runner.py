@@ -8,6 +8,7 @@ from quire_engine.runner.gpu.parts import GpuParts
 from quire_engine.runner.gpu.prompt_scores import PromptScores
 from quire_engine.runner.gpu.results import ResultCopies
 from quire_engine.runner.gpu.sampler import Mode
+from quire_engine.runner.gpu.sampler_logprobs import StepLogprobs
 from quire_engine.runner.memory import Limits
 from quire_engine.runner.plan import FinishedStep, PendingStep, StepPlan, StepResult
 
@@ -78,12 +79,11 @@ class GpuRunner:
         else:
             hidden_TE, num_slots = None, size
             self._decode(size)
-        if num_slots:
-            self._sample(layout, size, num_slots)
+        logprobs = self._sample(layout, size, num_slots) if num_slots else None
         prompt_logprobs = {}
         if hidden_TE is not None and self._prompts.has_any:
             prompt_logprobs = self._prompts.score(layout, hidden_TE)
-        return self._copies.start(layout.seq_ids, prompt_logprobs)
+        return self._copies.start(layout.seq_ids, logprobs, prompt_logprobs)
 
     def _graph_size(self, layout: StepLayout) -> int | None:
         if self._graphs is None or not layout.is_decode:
@@ -105,11 +105,14 @@ class GpuRunner:
         assert self._graphs is not None, "there are no graphs"
         self._graphs.decode(size)
 
-    def _sample(self, layout: StepLayout, size: int | None, num_slots: int) -> None:
+    def _sample(self, layout: StepLayout, size: int | None, num_slots: int) -> StepLogprobs | None:
         rows = layout.rows_B[layout.sampling_S].tolist()
         mode = MODES[max(map(self._mode_of_row.__getitem__, rows))]
         self._copies.hold_sampling()
+        if mode == "full":
+            return self.step.sample_full(rows)
         if size is not None and self._graphs is not None:
             self._graphs.sample(size, mode)
         else:
             self.step.sample(num_slots, mode)
+        return None

@@ -25,6 +25,7 @@ from quire_engine.runner.plan import AdmittedSequence
 from quire_engine.runner.sampling.row import SamplingRow
 from quire_engine.runner.sampling.sampler import Sampler
 
+PlainMode = Literal["greedy", "random"]
 Mode = Literal["greedy", "random", "full"]
 """What a step's sampling must be able to do: take the largest logit; or draw, too; or all."""
 
@@ -98,7 +99,7 @@ class GpuSampler:
         tokens_out_B: torch.Tensor,
         is_bad_out_B: torch.Tensor,
         last_token_R: torch.Tensor,
-        mode: Literal["greedy", "random"],
+        mode: PlainMode,
     ) -> None:
         """Choose the next token of each slot, and count the rows' positions up.
 

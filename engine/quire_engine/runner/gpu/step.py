@@ -3,6 +3,8 @@
 Legend: B batch slots, S slots that sample, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from quire_engine.kernels.gpu.batch_inputs import commit_tokens
@@ -11,7 +13,8 @@ from quire_engine.runner.gpu.cache import GpuKvCache
 from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.layout import StepLayout
 from quire_engine.runner.gpu.rows import Rows
-from quire_engine.runner.gpu.sampler import GpuSampler, Mode
+from quire_engine.runner.gpu.sampler import GpuSampler, PlainMode
+from quire_engine.runner.gpu.sampler_logprobs import StepLogprobs
 from quire_engine.runner.gpu.step_inputs import StepInputs
 
 
@@ -74,17 +77,31 @@ class GpuStep:
             self._decoder.logits(lines_SE, self.logits_SV[:num_sampling])
         return hidden_TE
 
-    def sample(self, num_slots: int, mode: Mode) -> None:
+    def sample(self, num_slots: int, mode: PlainMode) -> None:
         """Choose the tokens of the first `num_slots` sampling slots and append them."""
         rows_S = self._inputs.sampling_rows_S.device[:num_slots]
-        tokens_S = self.sampled_2S[0, :num_slots]
-        self._sampler.sample(
+        tokens_S, is_bad_S = self.sampled_2S[:, :num_slots]
+        logits_SV = self.logits_SV[:num_slots]
+        self._sampler.sample(logits_SV, rows_S, tokens_S, is_bad_S, self._last_token_R, mode)
+        self._commit(rows_S, tokens_S)
+
+    def sample_full(self, rows: Sequence[int]) -> StepLogprobs | None:
+        """Sample as rows ask for that a captured graph cannot; `rows` are all that sample."""
+        num_slots = len(rows)
+        rows_S = self._inputs.sampling_rows_S.device[:num_slots]
+        tokens_S, is_bad_S = self.sampled_2S[:, :num_slots]
+        logprobs = self._sampler.sample_full(
             self.logits_SV[:num_slots],
             rows_S,
+            rows,
+            self._rows.tokens_RL,
             tokens_S,
-            self.sampled_2S[1, :num_slots],
+            is_bad_S,
             self._last_token_R,
-            mode,
         )
-        lens_S = self._inputs.sampling_lens_S.device[:num_slots]
+        self._commit(rows_S, tokens_S)
+        return logprobs
+
+    def _commit(self, rows_S: torch.Tensor, tokens_S: torch.Tensor) -> None:
+        lens_S = self._inputs.sampling_lens_S.device[: len(rows_S)]
         commit_tokens(rows_S, lens_S, tokens_S, self._rows.tokens_RL)
