@@ -43,7 +43,7 @@ def decode_attention(
     batch_size, num_heads, head_dim = q_BHD.shape
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
-    shape = plan.shape(batch_size)
+    tiles = plan.tiles(batch_size)
     # Heads vary fastest: programs that run together read neighbouring memory.
     grid = (num_kv_heads, plan.num_items_bound(batch_size))
     _decode_kernel[grid](
@@ -72,11 +72,12 @@ def decode_attention(
         HEAD_DIM=head_dim,
         HEAD_PADDED=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
-        BLOCK_N=shape.block_n,
+        BLOCK_N=tiles.block_n,
+        LOOKS_AHEAD=tiles.looks_ahead,
         DOT_DTYPE=dot_dtype(q_BHD, k_cache),
-        BLOCK_SPLITS=shape.block_splits(group, head_dim),
-        num_warps=shape.num_warps,
-        num_stages=shape.num_stages,
+        BLOCK_SPLITS=tiles.block_splits(plan.heads),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
         **dependent_launch(q_BHD.device),
     )
 
@@ -109,6 +110,7 @@ def _decode_kernel(
     HEAD_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    LOOKS_AHEAD: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
     PDL: tl.constexpr,
@@ -149,14 +151,18 @@ def _decode_kernel(
     top = tl.full((GROUP_ROWS,), NO_SCORE, tl.float32)
     total = tl.zeros((GROUP_ROWS,), tl.float32)
     acc = tl.zeros((GROUP_ROWS, HEAD_PADDED), tl.float32)
-    # Past the end, the last line again: it is at hand, and no value that is not a key's. Blocks are
-    # looked up a step ahead, so that the loads of keys depend on no load of their own step.
+    # Past the end, the last line again: it is at hand, and no value that is not a key's.
     t = tl.minimum(start + n, end - 1)
     block = tl.load(table + t // BLOCK_SIZE)
     for first in range(start, end, BLOCK_N):
+        if not LOOKS_AHEAD:
+            t = tl.minimum(first + n, end - 1)
+            block = tl.load(table + t // BLOCK_SIZE)
         line = block.to(tl.int64) * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
-        t = tl.minimum(first + BLOCK_N + n, end - 1)
-        block = tl.load(table + t // BLOCK_SIZE)
+        if LOOKS_AHEAD:
+            # The loads of keys depend on no load of their own step, and can run further ahead.
+            t = tl.minimum(first + BLOCK_N + n, end - 1)
+            block = tl.load(table + t // BLOCK_SIZE)
         k = load_lines(
             k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, DOT_DTYPE
         )

@@ -15,7 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-from quire_engine.kernels.gpu.decode_attention_shape import DecodeShape
+from quire_engine.kernels.gpu.attention_tiles import (
+    AttentionTable,
+    DecodeTiles,
+    Heads,
+    shipped_attention_table,
+)
 
 ITEM_FIELDS = tl.constexpr(8)
 """Integers of an item: slot, row, first key, end of keys, first item of its slot, splits of its
@@ -50,16 +55,20 @@ class DecodePlan:
         kv_dtype: torch.dtype,
         window: int | None = None,
         batch_invariant: bool = False,
+        table: AttentionTable | None = None,
     ) -> None:
         if max_batch > MAX_SLOTS:
             raise ValueError(f"max_batch is {max_batch}; a plan has at most {MAX_SLOTS} slots")
-        self.num_kv_heads = num_kv_heads
+        self.heads = Heads(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            kv_bytes=kv_dtype.itemsize,
+        )
         self.window = window
         self.batch_invariant = batch_invariant
         self._num_processors = num_processors
-        self._group = num_heads // num_kv_heads
-        self._head_dim = head_dim
-        self._kv_dtype = kv_dtype
+        self._table = table or shipped_attention_table()
         max_items = max(self.num_items_bound(size) for size in range(1, max_batch + 1))
         self.items_I8 = torch.zeros(max_items, ITEM_FIELDS.value, dtype=torch.int32, device=device)
         self.num_items = torch.zeros(1, dtype=torch.int32, device=device)
@@ -69,20 +78,14 @@ class DecodePlan:
         self.arrivals_BN = torch.zeros(max_batch, num_kv_heads, dtype=torch.int32, device=device)
         """Splits of a slot that are done; the last of them merges and sets it back to zero."""
 
-    def shape(self, batch_size: int) -> DecodeShape:
-        """Return the tile sizes of a batch size."""
-        return DecodeShape.of(
-            batch_size=batch_size,
-            num_kv_heads=self.num_kv_heads,
-            group=self._group,
-            head_dim=self._head_dim,
-            kv_bytes=self._kv_dtype.itemsize,
-        )
+    def tiles(self, batch_size: int) -> DecodeTiles:
+        """Return the tiles of a batch size; an invariant plan has the same for all."""
+        return self._table.decode(self.heads, 1 if self.batch_invariant else batch_size)
 
     def num_target_items(self, batch_size: int) -> int:
         """Return how many equal items would fill the GPU."""
-        programs = self._num_processors * self.shape(batch_size).programs_per_processor
-        return max(1, programs // self.num_kv_heads)
+        programs = self._num_processors * self.tiles(batch_size).programs_per_processor
+        return max(1, programs // self.heads.num_kv_heads)
 
     def num_items_bound(self, batch_size: int) -> int:
         """Return the most items that a batch of this size can have."""
@@ -93,7 +96,7 @@ class DecodePlan:
     def update(self, seq_lens_B: torch.Tensor, rows_B: torch.Tensor) -> None:
         """Plan a step. A sequence's length includes its newest token; 0 is a padding slot."""
         (batch_size,) = seq_lens_B.shape
-        shape = self.shape(batch_size)
+        tiles = self.tiles(batch_size)
         # A few sizes, so that there are few variants to compile.
         num_slots = next(size for size in SLOT_SIZES if batch_size <= size)
         _plan_kernel[(1,)](
@@ -104,10 +107,10 @@ class DecodePlan:
             batch_size,
             self.window or 0,
             self.num_target_items(batch_size),
-            shape.min_split_keys,
+            tiles.min_split_keys,
             MAX_SPLITS=INVARIANT_MAX_SPLITS if self.batch_invariant else 0,
             INVARIANT_KEYS=INVARIANT_SPLIT_KEYS,
-            BLOCK_N=shape.block_n,
+            BLOCK_N=tiles.block_n,
             NUM_SLOTS=num_slots,
             num_warps=max(1, min(16, num_slots // 64)),
         )

@@ -12,6 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
+from quire_engine.kernels.gpu.attention_tiles import (
+    Heads,
+    PrefillTiles,
+    shared_bytes_of,
+    shipped_attention_table,
+)
 from quire_engine.kernels.gpu.attention_types import (
     LOG2_E,
     NO_SCORE,
@@ -19,13 +25,21 @@ from quire_engine.kernels.gpu.attention_types import (
     load_lines,
     to_dot_dtype,
 )
-from quire_engine.kernels.gpu.prefill_attention_shape import PrefillShape
 
 
-def prefill_tile_tokens(num_heads: int, num_kv_heads: int, head_dim: int, kv_bytes: int) -> int:
+def prefill_tiles(heads: Heads, device: torch.device) -> PrefillTiles:
+    """Return the tiles that a model gets on a device."""
+    return shipped_attention_table().prefill(heads, shared_bytes_of(device))
+
+
+def prefill_tile_tokens(
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_bytes: int, device: torch.device
+) -> int:
     """Return the tokens of a tile, which `cut_prefill_tiles` needs."""
-    group = num_heads // num_kv_heads
-    return PrefillShape.of(group=group, head_dim=head_dim, kv_bytes=kv_bytes).tile_tokens(group)
+    heads = Heads(
+        num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, kv_bytes=kv_bytes
+    )
+    return prefill_tiles(heads, device).block_m // heads.group
 
 
 def prefill_attention(
@@ -40,10 +54,12 @@ def prefill_attention(
     window: int | None = None,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    tiles: PrefillTiles | None = None,
 ) -> None:
     """Write the attention of the tokens in `tiles_I4`, which `cut_prefill_tiles` made.
 
-    The caches are (blocks, P, N, D), with the same strides. An FP8 cache needs both scales.
+    The caches are (blocks, P, N, D), with the same strides. An FP8 cache needs both scales. The
+    list was cut for `tiles`, by default those of `prefill_tile_tokens`.
     """
     num_tiles = tiles_I4.shape[0]
     _, num_heads, head_dim = q_THD.shape
@@ -51,7 +67,13 @@ def prefill_attention(
     if num_tiles == 0:
         return
     group = num_heads // num_kv_heads
-    shape = PrefillShape.of(group=group, head_dim=head_dim, kv_bytes=k_cache.element_size())
+    heads = Heads(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        kv_bytes=k_cache.element_size(),
+    )
+    tiles = tiles or prefill_tiles(heads, q_THD.device)
     # Heads vary fastest: the tiles with the most keys of all heads start first.
     _prefill_kernel[(num_kv_heads, num_tiles)](
         q_THD,
@@ -74,12 +96,12 @@ def prefill_attention(
         HEAD_DIM=head_dim,
         HEAD_PADDED=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
-        BLOCK_M=shape.block_m,
-        BLOCK_N=shape.block_n,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
         HAS_WINDOW=window is not None,
         DOT_DTYPE=dot_dtype(q_THD, k_cache),
-        num_warps=shape.num_warps,
-        num_stages=shape.num_stages,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
 
 

@@ -34,7 +34,7 @@ class GpuAttention:
         self._num_heads = spec.num_heads
         self._scale = spec.head_dim**-0.5
         self._tile_tokens = prefill_tile_tokens(
-            spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.dtype.itemsize
+            spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.dtype.itemsize, device
         )
         self._windows = [layer.sliding_window for layer in spec.layers]
         self._plans = {

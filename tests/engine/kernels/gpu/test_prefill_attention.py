@@ -22,7 +22,7 @@ def chunks_of(case: Case) -> list[PrefillChunk]:
 def prefill(case: Case, window: int | None = None) -> torch.Tensor:
     _, num_heads, head_dim = case.q_THD.shape
     tile_tokens = prefill_tile_tokens(
-        num_heads, case.k_cache.shape[2], head_dim, case.k_cache.element_size()
+        num_heads, case.k_cache.shape[2], head_dim, case.k_cache.element_size(), case.q_THD.device
     )
     tiles = torch.from_numpy(cut_prefill_tiles(chunks_of(case), tile_tokens))
     out_THD = torch.full_like(case.q_THD, float("nan"))
