@@ -1,7 +1,7 @@
-"""The cluster's addresses, on ranges that no other network uses.
+"""The cluster's addresses, on a range that no other network uses.
 
-198.18.0.0/15 is kept for tests (RFC 2544) and 198.51.100.0/24 for examples (RFC 5737); both exist
-only inside the cluster's own network namespaces.
+198.18.0.0/15 is kept for tests (RFC 2544), and exists only inside the cluster's own network
+namespaces.
 """
 
 CONTROL_IP = "198.18.0.1"
@@ -12,9 +12,10 @@ REGISTRY_ADDRESS = f"{CONTROL_IP}:{REGISTRY_PORT}"
 REGISTRY_NAME = "registry.test"
 """What image names call the registry; the nodes know that it means `REGISTRY_ADDRESS`."""
 
-SERVICE_RANGE = "198.51.100.0/24"
-KUBERNETES_SERVICE_IP = "198.51.100.1"
-DNS_SERVICE_IP = "198.51.100.10"
+SERVICE_RANGE = "198.18.64.0/18"
+"""Wide enough for the Services of a thousand deployments."""
+KUBERNETES_SERVICE_IP = "198.18.64.1"
+DNS_SERVICE_IP = "198.18.64.10"
 POD_RANGE = "198.19.0.0/16"
 SIMULATED_POD_RANGE = "198.18.128.0/17"
 
