@@ -15,6 +15,7 @@ DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
 BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 """Enough to keep a device busy, few enough for decodes not to wait long for prefills."""
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
+QUANTIZATIONS = ("fp8", "compressed-tensors")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -38,6 +39,13 @@ class ModelConfig:
         "auto", "format of the weights; dummy: random weights", choices=LOAD_FORMATS
     )
     dtype: str = option("auto", "type of weights and activations", choices=DTYPES)
+    quantization: str | None = option(
+        None,
+        "fp8: weights of linears in 8 bits, made when loading if the model has none; "
+        "default: as the model's config says",
+        choices=QUANTIZATIONS,
+        short="q",
+    )
     max_model_len: int | None = option(
         None, "longest prompt and completion together, in tokens; 8k is 8192; default: the model's"
     )
@@ -60,6 +68,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("load_format", self.load_format, LOAD_FORMATS)
+        if self.quantization is not None:
+            _check_choice("quantization", self.quantization, QUANTIZATIONS)
         _check_choice("generation_config", self.generation_config, ("auto", "vllm"))
         if self.max_model_len is not None and self.max_model_len < 1:
             raise ConfigError(f"max_model_len must be at least 1, not {self.max_model_len}")

@@ -62,7 +62,7 @@ _ONE_VALUE = """
     --override-generation-config --override-neuron-config --override-pooler-config
     --pipeline-parallel-size --pooler-config --prefill-context-parallel-size
     --prefill-schedule-interval --prefix-caching-hash-algo --profiler-config --pt-load-map-location
-    --quantization --quantization-param-path --reasoning-config
+    --quantization-param-path --reasoning-config
     --reasoning-parser --reasoning-parser-plugin --response-role --root-path --rope-scaling
     --rope-theta --runner --safetensors-load-strategy --scheduler-cls --scheduler-delay-factor
     --show-hidden-metrics-for-version --spec-method --spec-model --spec-tokens
@@ -71,7 +71,7 @@ _ONE_VALUE = """
     --structured-outputs-config --swap-space --task --tokenizer-mode --tokenizer-pool-size
     --tokenizer-revision --tool-call-parser --tool-parser-plugin --tool-server
     --uvicorn-log-level --video-pruning-rate --worker-cls --worker-extension-cls
-    -O -ac -asc -cc -dcp -dp -ep -pp -q -r -sc
+    -O -ac -asc -cc -dcp -dp -ep -pp -r -sc
 """
 
 _SEVERAL_VALUES = """
@@ -86,8 +86,6 @@ _REASONS = {
     "--config": "give its content as flags",
     "--enable-lora": "adapters are not supported",
     "--lora-modules": "adapters are not supported",
-    "--quantization": "quantization is read from the model",
-    "-q": "quantization is read from the model",
     "--ssl-certfile": "put a TLS proxy in front; traffic is NOT encrypted",
     "--ssl-keyfile": "put a TLS proxy in front; traffic is NOT encrypted",
     "--swap-space": "preempted sequences are recomputed, never swapped",

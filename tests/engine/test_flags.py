@@ -127,7 +127,7 @@ def test_a_mistake_ends_with_status_2_and_one_line_that_names_it(
         ("m --no-enable-chunked-prefill", ["--no-enable-chunked-prefill"]),
         ("m --compilation-config.mode 3", ["--compilation-config"]),
         ('m --compilation-config {"mode":3}', ["--compilation-config"]),
-        ("m -q awq -O 3 -pp 2", ["-q", "-O", "-pp"]),
+        ("m -sc x -O 3 -pp 2", ["-sc", "-O", "-pp"]),
         ("m --guided-decoding-backend --swap-space 3", ["--guided-decoding-backend"]),
         ("m --max-cpu-loras -1", ["--max-cpu-loras"]),
     ],

@@ -141,8 +141,16 @@ def _fill(
         raise ConfigError(
             f"tensor {name} has shape {tuple(tensor.shape)}; the config asks for {expected}"
         )
+    # Quantized numbers mean nothing without their scales, and stay what they are.
+    is_quantized = tensor.dtype == torch.float8_e4m3fn
     if parameter.name not in weights:
-        weights[parameter.name] = torch.empty(parameter.shape, dtype=dtype, device=device)
+        stored = tensor.dtype if is_quantized else dtype
+        weights[parameter.name] = torch.empty(parameter.shape, dtype=stored, device=device)
+    elif is_quantized != (weights[parameter.name].dtype == torch.float8_e4m3fn):
+        raise ConfigError(
+            f"tensor {name} is {tensor.dtype}, other parts of {parameter.name} are not; "
+            "either all or none may be quantized"
+        )
     weights[parameter.name][rows].copy_(tensor)
 
 

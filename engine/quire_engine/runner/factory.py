@@ -14,6 +14,13 @@ from quire_engine.kernels.cpu.library import Library
 from quire_engine.model.decoder import Decoder, Weights
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
+from quire_engine.model.quantization import (
+    Quantization,
+    assemble_quantized,
+    dequantize,
+    quantize_linears,
+    read_quantization,
+)
 from quire_engine.model.safetensors_weights import read_safetensors
 from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
@@ -82,8 +89,7 @@ def load_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases) 
         others_bytes = used_bytes(device)
     with torch.inference_mode():
         with phases.time("weights"):
-            tensors = _tensors(config, source, spec, dtype, device)
-            weights = assemble(spec, tensors, dtype, device)
+            weights = load_weights(config, source, spec, dtype, device)
         builder = GpuBuilder(
             config,
             spec,
@@ -103,7 +109,8 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
     limits, block_size = resolve_limits(config, spec, dtype), config.cache.block_size
     with torch.inference_mode():
         with phases.time("weights"):
-            weights = assemble(spec, _tensors(config, source, spec, dtype), dtype)
+            weights = load_weights(config, source, spec, dtype)
+            dequantize(weights, dtype)
         with phases.time("kernels"):
             library = find_library(spec, dtype, block_size)
         cache = KvCache(spec, num_blocks=limits.num_blocks, block_size=block_size, dtype=dtype)
@@ -137,6 +144,33 @@ def _log_loaded(spec: ModelSpec, dtype: torch.dtype, runner: ModelRunner) -> Non
         runner.num_blocks,
         runner.max_model_len,
     )
+
+
+def load_weights(
+    config: EngineConfig,
+    source: WeightSource,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Weights:
+    """Read a model's weights, quantized if its config or the user's says so.
+
+    Raises:
+        ConfigError: weights that do not fit the config, or a quantization that they lack.
+    """
+    tensors = _tensors(config, source, spec, dtype, device)
+    quantization, wanted = read_quantization(source.config), config.model.quantization
+    if wanted == "compressed-tensors" and quantization is None:
+        raise ConfigError(
+            "quantization='compressed-tensors' needs a model that is quantized so; "
+            "'fp8' quantizes any model when it is loaded"
+        )
+    if wanted == "fp8" or (quantization is not None and source.format == "dummy"):
+        tensors = quantize_linears(spec, tensors, device)
+        quantization = quantization or Quantization(has_static_inputs=False)
+    if quantization is None:
+        return assemble(spec, tensors, dtype, device)
+    return assemble_quantized(spec, tensors, quantization, dtype, device)
 
 
 def make_model(

@@ -14,14 +14,18 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.norm import Norm, norm_warps
+from quire_engine.model.quantization import (
+    BLOCK,
+    FP8,
+    FP8_MAX,
+    SCALE,
+    SMALLEST_SCALE,
+    X_SCALE,
+    quantize_by_row,
+)
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-"""Largest number of e4m3."""
-GROUP = 128
-SMALLEST_SCALE = 1e-12
-"""Keeps rows of zeros from being divided by zero."""
-ROWS_AT_ONCE = 4096
+GROUP = BLOCK
+"""Numbers of a row of x that share a scale, where a block of the weight does."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,14 +55,15 @@ class Fp8Weight:
 
 def quantize_weight(weight_OI: torch.Tensor) -> Fp8Weight:
     """Quantize a weight, with a scale for each of its rows."""
-    largest_O = weight_OI.abs().amax(1).float()
-    scale = (largest_O / FP8_MAX).clamp_min(SMALLEST_SCALE)
-    numbers = torch.empty_like(weight_OI, dtype=FP8)
-    # In parts, so that float32 copies of large weights do not fill the memory.
-    for rows in range(0, weight_OI.shape[0], ROWS_AT_ONCE):
-        part = slice(rows, rows + ROWS_AT_ONCE)
-        numbers[part] = (weight_OI[part].float() / scale[part, None]).to(FP8)
-    return Fp8Weight(numbers, scale)
+    return Fp8Weight(*quantize_by_row(weight_OI))
+
+
+def take_weight(weights: dict[str, torch.Tensor], name: str) -> torch.Tensor | Fp8Weight:
+    """Take a weight out of a model's weights, with its scales if it is quantized."""
+    numbers, scale = weights.pop(name), weights.pop(name + SCALE, None)
+    if scale is None:
+        return numbers
+    return Fp8Weight(numbers, scale, weights.pop(name + X_SCALE, None))
 
 
 def quantize_rows(
