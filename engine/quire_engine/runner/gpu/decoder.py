@@ -13,6 +13,7 @@ import torch
 
 from quire_engine.kernels.gpu.linear import GpuLinear, GpuMlp
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.quantize import take_weight
 from quire_engine.kernels.gpu.rotary import CacheLayer, make_cos_sin, rotate_and_store
 from quire_engine.model.decoder import Weights
 from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
@@ -60,7 +61,7 @@ class GpuDecoderLayer:
         prefix = f"layers.{index}."
 
         def linear(name: str) -> GpuLinear:
-            weight = weights.pop(f"{prefix}{name}.weight")
+            weight = take_weight(weights, f"{prefix}{name}.weight")
             bias = weights.pop(f"{prefix}{name}.bias", None)
             return GpuLinear(weight, bias, batch_invariant=batch_invariant)
 
