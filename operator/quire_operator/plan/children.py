@@ -20,7 +20,7 @@ from quire_operator.plan.protection import disruption_budgets, network_policies
 from quire_operator.plan.replicas import Replicas
 from quire_operator.plan.rollout import held_groups, update_strategy
 from quire_operator.plan.routers import router_objects
-from quire_operator.plan.weights import weights_objects
+from quire_operator.plan.weights import kept_jobs, weights_objects
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,7 @@ def plan_children(
         *autoscaling_objects(ctx),
     ]
     kept = {object_key(manifest) for manifest in objects}
+    kept |= kept_jobs(ctx)
     kept |= _waiting(ctx, range(ctx.num_replicas) if not may_start else _held(ctx, hashes))
     return Children(
         objects=tuple(sealed(manifest) for manifest in objects),

@@ -23,6 +23,7 @@ from quire_operator.plan.pod_parts import (
 from quire_operator.plan.weights import (
     init_containers,
     is_fetched_before,
+    weights_env,
     weights_mounts,
     weights_volumes,
 )
@@ -119,6 +120,7 @@ def _env(ctx: Context, replica: int | None) -> list[Json]:
     if replica is not None:
         rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LEADER_LABEL}']"}}
         env.append({"name": "QUIRE_NODE_RANK", "valueFrom": rank})
+    env += weights_env(ctx)
     if ctx.source.scheme == "hf":
         if is_fetched_before(ctx):
             # A pod that starts while the hub is away or limits us must not care.
@@ -195,7 +197,8 @@ def _probes(ctx: Context) -> Json:
             "failureThreshold": -(-probes.startup_seconds // STARTUP_PERIOD_SECONDS),
         },
         "readinessProbe": check | {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
-        "livenessProbe": check
+        # The engine tells apart what a restart would mend from loading and draining.
+        "livenessProbe": {"grpc": {"port": GRPC_PORT, "service": "liveness"}}
         | {
             "periodSeconds": LIVENESS_PERIOD_SECONDS,
             "timeoutSeconds": 5,

@@ -14,10 +14,10 @@ done: its status is the record that the weights are there, besides the marker in
 from typing import Any
 
 from quire_operator.plan.context import Context
-from quire_operator.plan.contract import Manifest
+from quire_operator.plan.contract import Manifest, ObjectKey
 from quire_operator.plan.engine_flags import MODEL_FOLDER
 from quire_operator.plan.hashing import hash_of
-from quire_operator.plan.labels import MODEL_HASH_ANNOTATION, WEIGHTS
+from quire_operator.plan.labels import TEMPLATE_HASH_ANNOTATION, WEIGHTS
 from quire_operator.plan.placement import placement_fields
 from quire_operator.plan.pod_parts import (
     CACHE_FOLDER,
@@ -98,6 +98,11 @@ def weights_mounts(ctx: Context, *, is_writable: bool) -> list[Json]:
     return [mount if is_writable else mount | {"readOnly": True}]
 
 
+def weights_env(ctx: Context) -> list[Json]:
+    """Return the variable that says where downloads are: the mount, whatever the image says."""
+    return [{"name": "HF_HOME", "value": WEIGHTS_FOLDER}] if ctx.source.scheme == "hf" else []
+
+
 def is_fetched_before(ctx: Context) -> bool:
     """Tell whether engines find the weights complete, and need neither the hub nor a token."""
     return prefetch(ctx) != "None"
@@ -114,8 +119,25 @@ def weights_objects(ctx: Context) -> list[Manifest]:
     if cache_type(ctx) == "PVC" and ctx.spec.cache.existing_claim is None:
         objects.append(_claim(ctx))
     if prefetch(ctx) == "Job":
-        objects.append(_job(ctx))
+        job = _job(ctx)
+        live = ctx.live("batch/v1", "Job", job_name(ctx))
+        if live is None or _template_hash(live) == _template_hash(job):
+            objects.append(job)
     return objects
+
+
+def kept_jobs(ctx: Context) -> set[ObjectKey]:
+    """Return the job that stays as it is although it would be made otherwise today.
+
+    A job cannot be changed. One that is done has done what it was for; one that is not is deleted,
+    as a leftover, and made again: what it waits for may be what was corrected.
+    """
+    live = ctx.live("batch/v1", "Job", job_name(ctx))
+    if prefetch(ctx) != "Job" or live is None:
+        return set()
+    conditions = (live.get("status") or {}).get("conditions") or ()
+    is_done = any(c.get("type") == "Complete" and c.get("status") == "True" for c in conditions)
+    return {ctx.key("batch/v1", "Job", job_name(ctx))} if is_done else set()
 
 
 def _claim(ctx: Context) -> Manifest:
@@ -150,7 +172,7 @@ def _job(ctx: Context) -> Manifest:
         "Job",
         job_name(ctx),
         WEIGHTS,
-        annotations={MODEL_HASH_ANNOTATION: model_hash(ctx)},
+        annotations={TEMPLATE_HASH_ANNOTATION: hash_of(template)},
         spec={"backoffLimit": JOB_BACKOFF_LIMIT, "template": template},
     )
 
@@ -164,7 +186,7 @@ def _fetch_container(ctx: Context) -> Json:
         "imagePullPolicy": ctx.spec.engine.image_pull_policy or ctx.settings.image_pull_policy,
         "command": ["quire", "fetch"],
         "args": flags,
-        "env": [*token_env(ctx), *_extra_env(ctx)],
+        "env": [*weights_env(ctx), *token_env(ctx), *_extra_env(ctx)],
         "resources": {"requests": {"cpu": "1", "memory": "2Gi"}, "limits": {"memory": "8Gi"}},
         "securityContext": container_security(is_read_only=True),
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -175,6 +197,12 @@ def _fetch_container(ctx: Context) -> Json:
         ],
     }
     return {name: value for name, value in container.items() if value not in ([], None)}
+
+
+def _template_hash(job: Manifest) -> str | None:
+    annotations = job["metadata"].get("annotations") or {}
+    value: str | None = annotations.get(TEMPLATE_HASH_ANNOTATION)
+    return value
 
 
 def _extra_env(ctx: Context) -> list[Json]:

@@ -1,86 +1,12 @@
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
+from fake_hub import FakeHub, Repo
 from quire_engine.errors import ConfigError
 from quire_engine.model.gguf_metadata import is_first_shard, shard_names
 from quire_engine.model.hub import Hub
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-@dataclass
-class Repo:
-    files: dict[str, bytes] = field(default_factory=dict)
-    status: int = 200
-    error_code: str = ""
-
-
-class FakeHub:
-    """Speaks as much of the hub's protocol as downloading a model needs, on loopback."""
-
-    def __init__(self) -> None:
-        self.repos: dict[str, Repo] = {}
-        self.served: list[str] = []
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._respond(body=True)
-
-            def do_HEAD(self) -> None:
-                self._respond(body=False)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (inherited)
-                pass
-
-            def _respond(self, *, body: bool) -> None:
-                status, content, headers = hub.answer(urlsplit(self.path).path)
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                if body:
-                    self.wfile.write(content)
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
-        parts = path.strip("/").removeprefix("api/models/").split("/")
-        repo = self.repos.get("/".join(parts[:2]), Repo(status=404, error_code="RepoNotFound"))
-        if repo.status != 200:
-            return repo.status, b"{}", {"X-Error-Code": repo.error_code}
-        if "/resolve/" in path:
-            name = "/".join(parts[4:])
-            self.served.append(name)
-            return 200, repo.files[name], {"ETag": f'"{hash(name):x}"', "X-Repo-Commit": SHA}
-        if "tree" in parts:
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": f"{hash(name):x}"}
-                for name, data in repo.files.items()
-            ]
-            return 200, json.dumps(entries).encode(), {}
-        siblings = [{"rfilename": name} for name in repo.files]
-        info = {"id": "/".join(parts[:2]), "sha": SHA, "siblings": siblings}
-        return 200, json.dumps(info).encode(), {}
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
