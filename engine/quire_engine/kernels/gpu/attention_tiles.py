@@ -163,6 +163,21 @@ class AttentionTable:
             ],
         )
 
+    def with_measured(
+        self,
+        decode: Sequence[tuple[Heads, int, DecodeTiles]],
+        prefill: Sequence[tuple[Heads, PrefillTiles]],
+    ) -> Self:
+        """Return this table with new choices; a model's old ones for decode are dropped."""
+        renewed = {heads for heads, _, _ in decode}
+        kept = [
+            (heads, size, tiles)
+            for heads, sizes in self._decode.items()
+            for size, tiles in sizes.items()
+            if heads not in renewed
+        ]
+        return type(self)([*kept, *decode], [*self._prefill.items(), *prefill])
+
     def dump(self) -> str:
         """Return the table as JSON, one line for each choice."""
         decode = [
