@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from quire_engine.kernels.gpu.linear_gemv import GemvTiles
+from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 
 Tiles = GemvTiles | SkinnyTiles
@@ -63,11 +63,15 @@ class TileTable:
 
     def choose(self, product: Product, num_tokens: int) -> Tiles | None:
         """Return the tiles for some rows of x; None: the vendor's library is faster."""
-        measured = self._tiles.get(product)
-        if measured is None:
-            return default_tiles(product, num_tokens)
-        sizes = [size for size in measured if size >= num_tokens]
-        return measured[min(sizes)] if sizes else None
+        measured = self._tiles.get(product, {})
+        sizes = [size for size in measured if size >= num_tokens > 1 or size == num_tokens]
+        return measured[min(sizes)] if sizes else default_tiles(product, num_tokens)
+
+    def row_counts(self) -> list[int]:
+        """Return numbers of rows that together meet every kernel, for whoever warms them up."""
+        sizes = {size for measured in self._tiles.values() for size in measured}
+        sizes |= {1, 16, 32, MAX_SKINNY_TOKENS}
+        return [*sorted(sizes), max(sizes) + 1]
 
     def entries(self) -> Iterator[tuple[Product, int, Tiles | None]]:
         """Yield what was measured: product, most tokens, tiles."""
@@ -138,12 +142,15 @@ def _splits(num_steps: int, num_programs: int) -> int:
 
 
 def default_gemv(product: Product) -> GemvTiles:
-    """Cut a GEMV into tiles of about 2048 weights, and more where that leaves enough programs."""
-    block = min(_power_of_two(product.num_inputs), 2048)
-    rows = max(2048 // block, 1)
+    """Cut a GEMV so that each thread loads 16 bytes of one row, or of several short ones."""
+    wanted = 4096 // product.element_bytes
+    block = min(_power_of_two(product.num_inputs), wanted)
+    if product.scale_dims == 2:
+        block = max(block, SCALE_BLOCK.value)
+    rows = max(wanted // block, 1)
     while rows > 1 and product.num_outputs // rows < MANY_PROGRAMS:
         rows //= 2
-    num_warps = min(max(rows * block // 256, 1), 8)
+    num_warps = min(max(rows * block * product.element_bytes // 512, 1), 8)
     return GemvTiles(rows=rows, block=block, num_warps=num_warps)
 
 

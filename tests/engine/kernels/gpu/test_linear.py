@@ -81,7 +81,8 @@ def test_a_table_serves_the_smallest_size_that_is_big_enough() -> None:
 
     assert isinstance(table.choose(product, 1), GemvTiles)
     assert table.choose(product, 2) == table.choose(product, 8) == SKINNY
-    assert table.choose(product, 9) is None
+    assert table.choose(product, 65) is None
+    assert table.row_counts() == [1, 8, 16, 32, 64, 65]
 
 
 def test_products_that_nobody_measured_are_cut_by_their_shape() -> None:

@@ -1,0 +1,107 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from quire_engine.kernels.gpu.linear_gemv import GemvTiles
+from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
+from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
+from quire_engine.kernels.gpu.tune_linear import Linear, Tuner, candidates, linears_of
+
+GEMV = GemvTiles(rows=2, block=64, num_warps=1)
+OTHER = GemvTiles(rows=4, block=64, num_warps=1)
+
+
+class FakeTimer:
+    """Runs what it is given, and says what it was told to say."""
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds = list(seconds)
+
+    def __call__(self, run: Callable[[], None]) -> float:
+        run()
+        return self._seconds.pop(0)
+
+
+def make_tuner(device: str, timer: FakeTimer) -> tuple[Tuner, list[str]]:
+    lines: list[str] = []
+    return Tuner(timer, lines.append, device=torch.device(device), dtype=torch.float32), lines
+
+
+LINEAR = Linear(
+    name="gate_up", product=Product(num_inputs=64, num_rows=32, gated=True), has_norm=True
+)
+
+
+def test_the_fastest_right_tiles_win(device: str) -> None:
+    tuner, lines = make_tuner(device, FakeTimer(3.0, 2.0, 1.0))
+
+    assert tuner.best(LINEAR, 1, [GEMV, OTHER]) == OTHER
+    assert "WRONG" not in lines[0]
+
+
+def test_the_library_wins_where_nothing_is_faster(device: str) -> None:
+    tuner, lines = make_tuner(device, FakeTimer(1.0, 2.0, 1.0))
+
+    assert tuner.best(LINEAR, 1, [GEMV, OTHER]) is None
+    assert "is the best" in lines[0]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8, 64])
+@pytest.mark.parametrize(("element_bytes", "scale_dims"), [(2, 0), (1, 1), (1, 2)])
+def test_candidates_begin_with_the_default_and_are_the_same_each_time(
+    max_tokens: int, element_bytes: int, scale_dims: int
+) -> None:
+    product = Product(
+        num_inputs=4096, num_rows=6144, element_bytes=element_bytes, scale_dims=scale_dims
+    )
+    found = candidates(product, max_tokens, limit=20)
+
+    assert found[0] == default_tiles(product, max_tokens)
+    assert found == candidates(product, max_tokens, limit=20)
+    assert len(set(map(repr, found))) == len(found) > 10
+    for tiles in found:
+        if isinstance(tiles, SkinnyTiles):
+            assert tiles.fits(4096)
+            assert 6144 % tiles.columns == 0
+
+
+def test_linears_are_those_of_a_models_part(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 640,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    shapes = {
+        linear.name: (linear.product.num_rows, linear.product.num_inputs)
+        for linear in linears_of(tmp_path, 2, 0)
+    }
+
+    assert shapes == {
+        "qkv": (192, 256),
+        "out": (256, 128),
+        "gate_up": (512, 256),
+        "down": (256, 256),
+        "head": (320, 256),
+    }
+
+
+def test_a_table_is_read_as_it_was_written() -> None:
+    product = Product(num_inputs=64, num_rows=32)
+    skinny = SkinnyTiles(max_tokens=16, columns=32, depth=32)
+    entries: list[tuple[Product, int, Tiles | None]] = [
+        (product, 1, GEMV),
+        (product, 16, skinny),
+        (product, 64, None),
+    ]
+
+    assert list(TileTable.parse(TileTable(entries).dump()).entries()) == entries
