@@ -82,7 +82,10 @@ def decode_attention(
     )
 
 
-@triton.jit(do_not_specialize=["table_stride_r"])
+@triton.jit(
+    do_not_specialize=["table_stride_r"],
+    do_not_specialize_on_alignment=["k_scale_ptr", "v_scale_ptr"],
+)
 def _decode_kernel(
     q_ptr,
     k_ptr,

@@ -87,6 +87,13 @@ class DecodePlan:
         programs = self._num_processors * self.tiles(batch_size).programs_per_processor
         return max(1, programs // self.heads.num_kv_heads)
 
+    def variant_batches(self, max_batch: int) -> list[int]:
+        """Return batch sizes that together reach every compiled form of the kernels."""
+        seen: dict[tuple[int, DecodeTiles], int] = {}
+        for batch_size in range(1, max_batch + 1):
+            seen.setdefault((_num_slots(batch_size), self.tiles(batch_size)), batch_size)
+        return list(seen.values())
+
     def num_items_bound(self, batch_size: int) -> int:
         """Return the most items that a batch of this size can have."""
         if self.batch_invariant:
@@ -97,8 +104,7 @@ class DecodePlan:
         """Plan a step. A sequence's length includes its newest token; 0 is a padding slot."""
         (batch_size,) = seq_lens_B.shape
         tiles = self.tiles(batch_size)
-        # A few sizes, so that there are few variants to compile.
-        num_slots = next(size for size in SLOT_SIZES if batch_size <= size)
+        num_slots = _num_slots(batch_size)
         _plan_kernel[(1,)](
             seq_lens_B,
             rows_B,
@@ -114,6 +120,11 @@ class DecodePlan:
             NUM_SLOTS=num_slots,
             num_warps=max(1, min(16, num_slots // 64)),
         )
+
+
+def _num_slots(batch_size: int) -> int:
+    """Return the planning kernel's size: one of a few, so that there are few to compile."""
+    return next(size for size in SLOT_SIZES if batch_size <= size)
 
 
 @triton.jit(

@@ -106,7 +106,8 @@ def prefill_attention(
 
 
 @triton.jit(
-    do_not_specialize=["table_stride_r", "window"], do_not_specialize_on_alignment=["tiles_ptr"]
+    do_not_specialize=["table_stride_r", "window"],
+    do_not_specialize_on_alignment=["tiles_ptr", "k_scale_ptr", "v_scale_ptr"],
 )
 def _prefill_kernel(
     q_ptr,

@@ -129,3 +129,67 @@ def test_batch_invariant_bits_do_not_depend_on_the_batch(device: str) -> None:
             }
         )
         assert torch.equal(decode(alone, plan)[0], out_BHD[slot])
+
+
+def test_few_batches_reach_every_form_of_the_kernels() -> None:
+    plan = DecodePlan(
+        max_batch=256,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        device=torch.device("meta"),
+        num_processors=132,
+        kv_dtype=torch.bfloat16,
+    )
+
+    batches = plan.variant_batches(256)
+
+    assert batches == [1, 2, 5, 16, 65]
+
+
+@pytest.mark.gpu
+def test_a_very_long_sequence_is_read_whole() -> None:
+    case = make_case(
+        "cuda",
+        seq_lens=[131072, 300],
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=128,
+        dtype=torch.bfloat16,
+    )
+
+    assert relative_error(decode(case, make_plan(case)), case.expected()) < 1e-2
+
+
+@pytest.mark.gpu
+def test_a_captured_step_follows_new_lengths() -> None:
+    case = make_case("cuda", seq_lens=[3000, 64, 700], dtype=torch.bfloat16, head_dim=128)
+    plan = make_plan(case)
+    seq_lens_B, rows_B = case.seq_lens_B, case.rows_B
+    outs = [torch.empty_like(case.q_THD) for _ in range(8)]
+
+    def step() -> None:
+        plan.update(seq_lens_B, rows_B)
+        q_THD = case.q_THD.clone()  # a kernel that does not start early, as a step has
+        for out_BHD in outs:
+            decode_attention(
+                q_THD,
+                case.k_cache,
+                case.v_cache,
+                case.block_table_RM,
+                plan,
+                out_BHD,
+                scale=case.scale,
+            )
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    for lengths in ([3000, 64, 700], [1, 0, 699], [2048, 5, 0]):
+        shorter = Case(**vars(case) | {"seq_lens": lengths})
+        seq_lens_B.copy_(shorter.seq_lens_B)
+        graph.replay()
+        for out_BHD in outs:
+            assert relative_error(out_BHD, shorter.expected()) < 1e-2
