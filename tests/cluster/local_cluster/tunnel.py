@@ -22,6 +22,8 @@ class Tunnel:
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        # The loop itself holds tasks only weakly.
+        self._connections: set[asyncio.Task[None] | None] = set()
 
     @property
     def address(self) -> str:
@@ -52,6 +54,14 @@ class Tunnel:
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.current_task()
+        self._connections.add(connection)
+        try:
+            await self._connect(reader, writer)
+        finally:
+            self._connections.discard(connection)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:
