@@ -129,7 +129,7 @@ def narrow(
             PIVOTS=NUM_PIVOTS,
             TURN=min(turn, 2),
             IS_LAST=turn == NUM_ROUNDS,
-            num_warps=4,
+            num_warps=8 if turn == NUM_ROUNDS else 4,
             **launch,
         )
 

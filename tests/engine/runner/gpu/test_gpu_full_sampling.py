@@ -1,4 +1,4 @@
-"""Everything that a request can ask of sampling, through the runner of GPUs and through the CPU's."""
+"""All that a request can ask of sampling, through the runner of GPUs and the CPU's."""
 
 import pytest
 

@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from quire_engine.core.messages import TokenLogprobs
-from quire_engine.runner.gpu.sampler import GpuSampler, Mode
+from quire_engine.runner.gpu.sampler import GpuSampler, Mode, PlainMode
 from quire_engine.runner.gpu.staging import Staging
 from quire_engine.runner.plan import AdmittedSequence
 from quire_engine.runner.sampling.noise import mix_seed
 from quire_engine.runner.sampling.sampler import Sampler
 from sampling_support import reference_token, sequence
+
+pytestmark = pytest.mark.timeout(300)
 
 VOCAB = 24
 NUM_ROWS = 8
@@ -94,7 +96,7 @@ outputs = st.lists(st.integers(0, VOCAB - 1), max_size=8)
 cases = st.tuples(st.integers(0, 2**32).map(logits_of), limits, outputs)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases=st.lists(cases, min_size=1, max_size=5))
 def test_every_row_gets_the_token_of_the_plain_sampler(
     device: str, cases: list[tuple[list[float], dict[str, Any], list[int]]]
@@ -147,11 +149,85 @@ def test_a_vocabulary_of_several_chunks_draws_as_on_the_cpu(
     bench = Bench(device, vocab)
     bench.admit(dict(enumerate(sequences)))
 
-    for _ in range(3):
+    for _ in range(2):
         found = bench.sample(logits, range(6), "random")
         assert found == [token.token_id for token in cpu.sample(logits, rows)]
         for row, token in zip(rows, found, strict=True):
             row.append(token)
+
+
+def test_a_row_of_few_distinct_logits_is_searched_whole(device: str) -> None:
+    vocab = 9001
+    logits = torch.zeros(3, vocab)
+    logits[:, ::2] += 1e-3
+    sequences = [
+        sequence(0, seed=5, top_p=0.25),
+        sequence(1, seed=6, top_k=2000),
+        sequence(2, seed=7, top_k=4600, top_p=0.9, temperature=0.7),
+    ]
+    cpu = Sampler(vocab_size=vocab)
+    bench = Bench(device, vocab)
+    bench.admit(dict(enumerate(sequences)))
+
+    found = bench.sample(logits, range(3), "random")
+
+    rows = [cpu.admit(one) for one in sequences]
+    assert found == [token.token_id for token in cpu.sample(logits, rows)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocab", [32000, 128256, 151936])
+@pytest.mark.parametrize("scale", [0.05, 0.4, 2.0, 6.0])
+def test_real_vocabularies_draw_as_on_the_cpu(
+    device: str, dtype: torch.dtype, vocab: int, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(NUM_ROWS, vocab, generator=generator).mul(scale).to(dtype)
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.2},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 0.6, "top_k": 20, "top_p": 0.95},
+        {"top_k": 50},
+        {"min_p": 0.05},
+        {"top_k": 6000, "top_p": 0.7},
+        {"top_p": 0.99, "min_p": 0.001, "temperature": 1.5},
+    ]
+    sequences = [sequence(slot, seed=slot, **kind) for slot, kind in enumerate(kinds)]
+    cpu = Sampler(vocab_size=vocab)
+    rows = [cpu.admit(one) for one in sequences]
+    bench = Bench(device, vocab)
+    bench.admit(dict(enumerate(sequences)))
+
+    for _ in range(5):
+        found = bench.sample(logits, range(NUM_ROWS), "random")
+        assert found == [token.token_id for token in cpu.sample(logits, rows)]
+        for row, token in zip(rows, found, strict=True):
+            row.append(token)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["greedy", "random"])
+def test_sampling_can_be_captured(device: str, mode: PlainMode) -> None:
+    vocab = 50_000
+    logits = torch.randn(NUM_ROWS, vocab, device=device)
+    params: dict[str, Any] = {"temperature": 0.0} if mode == "greedy" else {"top_p": 0.9}
+    sequences = {row: sequence(row, **params) for row in range(NUM_ROWS)}
+    eager, captured = Bench(device, vocab), Bench(device, vocab)
+    rows_B = torch.arange(NUM_ROWS, dtype=torch.int32, device=device)
+    tokens_B, is_bad_B = torch.zeros_like(rows_B), torch.zeros_like(rows_B)
+    arguments = logits, rows_B, tokens_B, is_bad_B, captured.last_token_R, mode
+    eager.admit(sequences)
+    captured.sampler.sample(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.sampler.sample(*arguments)
+    captured.admit(sequences)
+
+    for _ in range(3):
+        graph.replay()
+        assert tokens_B.tolist() == eager.sample(logits, range(NUM_ROWS), mode)
 
 
 @pytest.mark.parametrize("mode", ["greedy", "random"])
@@ -194,7 +270,7 @@ edited_cases = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(cases=st.lists(edited_cases, min_size=1, max_size=5))
 def test_every_edit_gives_the_token_of_the_plain_sampler(
     device: str, cases: list[tuple[Any, ...]]
