@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from local_cluster.cgroups import remove_cgroup
@@ -86,6 +87,7 @@ def own_cluster(num_nodes: int) -> Iterator[Owned]:
 
 def sweep() -> None:
     """Remove what clusters left whose daemon was killed."""
+    _sweep_slots(cache_folder() / "layers")
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError), (folder / LOCK).open("a") as lock:
             try:
@@ -142,20 +144,39 @@ def _read_answer(line: str) -> None:
 
 @contextmanager
 def _free_slot(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Take the first folder of image layers that no other cluster is using."""
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
+    """Take the first folder of image layers that no other cluster is using.
+
+    Only the first is kept for later: clusters side by side are rare, and layers are large.
+    """
+    for number in count(1):
         slot = folder / str(number)
-        slot.mkdir(exist_ok=True)
-        with (slot / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                number += 1
+        with _try_lock(slot) as lock:
+            if lock is None:
                 continue
-            yield slot, lock.fileno()
+            yield slot, lock
+            if number > 1:
+                shutil.rmtree(slot)
             return
+
+
+def _sweep_slots(folder: Path) -> None:
+    for slot in folder.glob("[0-9]*"):
+        with _try_lock(slot) as lock:
+            if lock is not None and slot.name != "1":
+                shutil.rmtree(slot)
+
+
+@contextmanager
+def _try_lock(folder: Path) -> Iterator[int | None]:
+    """Yield the descriptor of a folder's lock, or None when another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield lock.fileno()
 
 
 def _remove(folder: Path) -> None:

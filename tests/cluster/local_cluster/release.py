@@ -46,11 +46,12 @@ class Release:
         self.helm("uninstall", self.name, "--wait", "--timeout=5m")
 
     def operator_pods(self) -> list[str]:
-        """Name the operator's pods."""
+        """Name the operator's pods, without those that are on their way out."""
         pods = self.cluster.items(
             "pod", namespace=self.namespace, selector="app.kubernetes.io/name=quire"
         )
-        return [pod["metadata"]["name"] for pod in pods]
+        metadata = [pod["metadata"] for pod in pods]
+        return [meta["name"] for meta in metadata if "deletionTimestamp" not in meta]
 
 
 @contextmanager
