@@ -73,7 +73,7 @@ def _time(params: Mapping[str, Any], logits: torch.Tensor) -> float:
         graph.replay()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) * 1e3 / (_REPLAYS * _STEPS_PER_GRAPH)
+    return float(begin.elapsed_time(end)) * 1e3 / (_REPLAYS * _STEPS_PER_GRAPH)
 
 
 def _sequence(seq_id: int, params: SamplingParams) -> AdmittedSequence:
