@@ -99,6 +99,8 @@ class Workload:
             table=AttentionTable([(self.heads, size, tiles) for size in range(1, batch_size + 1)]),
         )
         plan.update(self._int32(self.sequences.seq_lens), self._int32(range(batch_size)))
+        # What is not written shows, and decode does not start before the plan is there.
+        self.out_THD.fill_(float("nan"))
         return plan
 
     def decode(self, plan: DecodePlan) -> None:
@@ -128,6 +130,7 @@ class Workload:
             for q in self.sequences.queries
         ]
         listed = cut_prefill_tiles(chunks, tiles.block_m // self.heads.group)
+        self.out_THD.fill_(float("nan"))
         return torch.from_numpy(listed).to(self._device)
 
     def prefill(self, tiles_I4: torch.Tensor, tiles: PrefillTiles) -> None:

@@ -120,6 +120,7 @@ def _decode_kernel(
 ):
     """Attend to one item's keys of one key/value head; the last of a slot's items merges them."""
     if PDL:
+        # The plan is read before the wait: `DecodePlan` says why it is there by then.
         tl.extra.cuda.gdc_launch_dependents()
     head = tl.program_id(0)
     item = tl.program_id(1)

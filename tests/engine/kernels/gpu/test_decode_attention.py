@@ -24,8 +24,9 @@ def make_plan(case: Case, window: int | None = None, batch_invariant: bool = Fal
 
 
 def decode(case: Case, plan: DecodePlan) -> torch.Tensor:
-    out_BHD = torch.full_like(case.q_THD, float("nan"))
     plan.update(case.seq_lens_B, case.rows_B)
+    # Between the two, as in a step, a kernel that does not start early.
+    out_BHD = torch.full_like(case.q_THD, float("nan"))
     decode_attention(
         case.q_THD,
         case.k_cache,
