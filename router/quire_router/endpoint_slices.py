@@ -116,7 +116,8 @@ class EndpointSlices:
                 continue
             for endpoint in slice_.get("endpoints") or ():
                 for address in endpoint["addresses"][:1]:  # the others mean the same pod
-                    yield _pod_of(endpoint), _read(endpoint, kind, address, port)
+                    found = _read(endpoint, kind, address, port)
+                    yield _pod_of(endpoint) or found.target, found
 
     def _port_of(self, slice_: Mapping[str, Any]) -> int | None:
         if self._port.isdecimal():
@@ -159,4 +160,4 @@ def _state(conditions: Mapping[str, Any]) -> EndpointState:
 
 def _pod_of(endpoint: Mapping[str, Any]) -> str:
     reference = endpoint.get("targetRef") or {}
-    return str(reference.get("uid") or reference.get("name") or endpoint["addresses"][0])
+    return str(reference.get("uid") or reference.get("name") or "")

@@ -134,3 +134,12 @@ def test_services_are_named_with_or_without_a_namespace() -> None:
 def test_what_names_no_service_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"must be kubernetes:///SERVICE\.NAMESPACE:PORT"):
         ServiceName.parse(text)
+
+
+def test_endpoints_without_a_pod_are_told_apart_by_their_ports() -> None:
+    def bare(*, terminating: bool) -> dict[str, Any]:
+        return endpoint("10.0.0.1", terminating=terminating) | {"targetRef": None}
+
+    leaving = slice_of("a", bare(terminating=True), port=1)
+
+    assert targets(leaving, slice_of("b", bare(terminating=False), port=2)) == {"10.0.0.1:2"}
