@@ -1,5 +1,6 @@
 """The chart on a real API server: rights, upgrades, and what stays when it goes."""
 
+import json
 import os
 import secrets
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from chart import CHART, HELM, ROOT, of_kind, render, set_flags
+from chart import CHART, HELM, ROOT, of_kind, pod_specs, render, set_flags
 from local_cluster.cluster import Cluster, LocalCluster
+from local_cluster.gpu_nodes import H100_SXM, SimulatedNode
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -84,9 +86,15 @@ class Operator:
         self.log = log
 
     def is_ready(self) -> bool:
+        return self._answers("/readyz")
+
+    def is_up(self) -> bool:
+        return self._answers("/healthz")
+
+    def _answers(self, path: str) -> bool:
         assert self._process.poll() is None, self.log.read_text()
         try:
-            with urllib.request.urlopen("http://127.0.0.1:18081/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:18081{path}", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -202,11 +210,75 @@ def test_an_operator_of_some_namespaces_has_no_rights_elsewhere(
             assert can(control_plane, verb, kind, "default") is False
 
 
-def can(cluster: Cluster, verb: str, kind: str, namespace: str) -> bool:
-    account = f"--as=system:serviceaccount:{SYSTEM}:{ACCOUNT}"
-    review = ["auth", "can-i", verb, kind, f"--namespace={namespace}", account]
+def can(
+    cluster: Cluster, verb: str, kind: str, namespace: str, *flags: str, user: str = ""
+) -> bool:
+    who = user or f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+    review = ["auth", "can-i", verb, kind, f"--namespace={namespace}", f"--as={who}", *flags]
     done = subprocess.run([*cluster._kubectl, *review], capture_output=True, text=True, check=False)
     return done.stdout.strip() == "yes"
+
+
+def test_a_right_that_is_missing_would_have_been_noticed(
+    control_plane: LocalCluster, team: str, tmp_path: Path
+) -> None:
+    with release(control_plane, {}):
+        role = control_plane.get("clusterrole", "quire-operator")
+        role["rules"] = [rule for rule in role["rules"] if "statefulsets" not in rule["resources"]]
+        control_plane.apply(
+            {key: role[key] for key in ("apiVersion", "kind", "rules")}
+            | {"metadata": {"name": "quire-operator"}}
+        )
+        with operator(control_plane, tmp_path, {}) as running:
+            control_plane.apply(samples()[0], namespace=team)
+            control_plane.wait_until(
+                "a request is refused", lambda: running.is_up() and running.num_requests("403") > 0
+            )
+
+
+def test_people_work_with_deployments_by_the_clusters_own_roles(
+    control_plane: LocalCluster, team: str
+) -> None:
+    with release(control_plane, {}):
+        for role in ("view", "edit"):
+            binding = f"{role}er"
+            control_plane.kubectl(
+                *("create", "rolebinding", binding, f"--clusterrole={role}"),
+                *(f"--user={binding}", f"--namespace={team}"),
+            )
+
+        def may(user: str, verb: str, part: str = "") -> bool:
+            flag = f"--subresource={part}"
+            return can(control_plane, verb, "llmdeployments.quire.dev", team, flag, user=user)
+
+        control_plane.wait_until("roles are aggregated", lambda: may("viewer", "get"))
+        assert not may("viewer", "create")
+        assert may("editer", "create")
+        assert may("editer", "patch", "scale")
+        assert not may("editer", "patch", "status")
+
+
+def test_pod_security_restricted_admits_every_pod(control_plane: LocalCluster, team: str) -> None:
+    enforce = "pod-security.kubernetes.io/enforce=restricted"
+    control_plane.kubectl("label", "namespace", team, enforce)
+    control_plane.wait("serviceaccount/default", "create", namespace=team)
+    for name, spec in pod_specs(render({})):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}}
+        pod["spec"] = {key: value for key, value in spec.items() if key != "serviceAccountName"}
+        options = ["--dry-run=server", f"--namespace={team}", "-f", "-"]
+        assert "created" in control_plane.kubectl("create", *options, stdin=json.dumps(pod))
+
+
+def test_the_notes_name_nodes_that_lack_their_labels(control_plane: LocalCluster) -> None:
+    control_plane.add_simulated_nodes([SimulatedNode(name="gpu-1", gpu=H100_SXM)])
+    try:
+        with release(control_plane, {}) as notes:
+            assert "GPU nodes lack the label" not in notes
+        control_plane.kubectl("label", "node", "gpu-1", "nvidia.com/gpu.product-")
+        with release(control_plane, {}) as notes:
+            assert "1 of 1 GPU nodes lack the label nvidia.com/gpu.product" in notes
+    finally:
+        control_plane.remove_simulated_nodes()
 
 
 def test_upgrades_and_rollbacks_change_what_they_should_and_deployments_stay(
