@@ -72,6 +72,7 @@ class SimulatedCluster:
         self.pods: dict[str, Manifest] = {}
         self.now = START
         self.num_pods_made = 0
+        self._templates: dict[str, Manifest] = {}
         self._uids = itertools.count(1)
 
     def observe(self) -> Observed:
@@ -207,6 +208,7 @@ class SimulatedCluster:
             "updateRevision": revision,
             "currentRevision": status.get("currentRevision", revision),
         }
+        self._templates[revision] = copy.deepcopy(spec["template"])
         strategy = spec["updateStrategy"]
         partition = strategy.get("rollingUpdate", {}).get("partition", 0)
         is_rolling = strategy["type"] == "RollingUpdate"
@@ -236,7 +238,7 @@ class SimulatedCluster:
 
     def _make_pod(self, live: Manifest, index: int, revision: str) -> None:
         name = f"{live['metadata']['name']}-{index}"
-        template = copy.deepcopy(live["spec"]["template"])
+        template = copy.deepcopy(self._templates[revision])
         labels = template["metadata"]["labels"] | {REVISION: revision}
         self.num_pods_made += 1
         self.pods[name] = {
@@ -247,6 +249,7 @@ class SimulatedCluster:
                 "namespace": NAMESPACE,
                 "uid": self._uid(),
                 "labels": labels,
+                "annotations": template["metadata"].get("annotations", {}),
                 "creationTimestamp": timestamp(self.now),
                 "ownerReferences": [
                     {"kind": "StatefulSet", "name": live["metadata"]["name"], "controller": True}

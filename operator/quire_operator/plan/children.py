@@ -11,9 +11,10 @@ from quire_operator.plan.engines import (
     engine_set,
     group_objects,
     set_template,
+    template_hash,
 )
 from quire_operator.plan.gang import gang_objects
-from quire_operator.plan.hashing import hash_of, sealed
+from quire_operator.plan.hashing import sealed
 from quire_operator.plan.labels import TEMPLATE_HASH_ANNOTATION
 from quire_operator.plan.optional import optional_objects
 from quire_operator.plan.protection import disruption_budgets, network_policies
@@ -37,9 +38,9 @@ def template_hashes(ctx: Context) -> dict[str, str]:
     Groups that keep an older template keep its hash.
     """
     if not ctx.is_grouped:
-        return {ctx.engine_name: hash_of(set_template(ctx))}
+        return {ctx.engine_name: template_hash(set_template(ctx))}
     hashes = {
-        ctx.group_name(index): hash_of(set_template(ctx, index))
+        ctx.group_name(index): template_hash(set_template(ctx, index))
         for index in range(ctx.num_replicas)
     }
     for index in held_groups(ctx, hashes):
@@ -92,7 +93,7 @@ def _held(ctx: Context, hashes: Mapping[str, str]) -> frozenset[int]:
     return frozenset(
         index
         for index in range(ctx.num_replicas)
-        if hashes[ctx.group_name(index)] != hash_of(set_template(ctx, index))
+        if hashes[ctx.group_name(index)] != template_hash(set_template(ctx, index))
     )
 
 

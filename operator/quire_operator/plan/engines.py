@@ -40,9 +40,24 @@ def engine_service(ctx: Context) -> Manifest:
 
 
 def set_template(ctx: Context, replica: int | None = None) -> Json:
-    """Return a StatefulSet's pod template; `replica` is the index of its group."""
+    """Return a StatefulSet's pod template; `replica` is the index of its group.
+
+    It carries its own hash, so that a pod tells what it was made from, whatever the StatefulSet
+    has become since.
+    """
     template = engine_template(ctx, replica=replica)
-    return template if replica is None else with_gang(ctx, template, replica)
+    if replica is not None:
+        template = with_gang(ctx, template, replica)
+    metadata = template["metadata"]
+    own = {TEMPLATE_HASH_ANNOTATION: hash_of(template)}
+    annotations = metadata.get("annotations", {}) | own
+    return template | {"metadata": metadata | {"annotations": annotations}}
+
+
+def template_hash(template: Json) -> str:
+    """Return the hash that a template of `set_template` carries."""
+    found: str = template["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION]
+    return found
 
 
 def engine_set(ctx: Context, update_strategy: Json) -> Manifest:
@@ -110,5 +125,5 @@ def _headless(selector: dict[str, str]) -> Json:
 
 
 def _stateful_set(ctx: Context, name: str, template: Json, spec: Json) -> Manifest:
-    annotations = {TEMPLATE_HASH_ANNOTATION: hash_of(template)}
+    annotations = {TEMPLATE_HASH_ANNOTATION: template_hash(template)}
     return ctx.child("apps/v1", "StatefulSet", name, ENGINE, annotations=annotations, spec=spec)

@@ -7,7 +7,12 @@ from typing import Any, Self
 
 from quire_operator.api import parse_timestamp
 from quire_operator.plan.contract import Manifest
-from quire_operator.plan.labels import COMPONENT_LABEL, REPLICA_LABEL, REVISION_LABEL
+from quire_operator.plan.labels import (
+    COMPONENT_LABEL,
+    REPLICA_LABEL,
+    REVISION_LABEL,
+    TEMPLATE_HASH_ANNOTATION,
+)
 
 _FAILING = frozenset(
     {
@@ -38,6 +43,9 @@ class Pod:
     replica: int
     """The group that it belongs to; -1 for single pods."""
     revision: str
+    """Its StatefulSet's name for the template that it was made from."""
+    template_hash: str
+    """Our hash of that template."""
     node: str
     is_ready: bool
     is_terminating: bool
@@ -75,6 +83,7 @@ class Pod:
             ordinal=_ordinal(name, owner),
             replica=_number(labels.get(REPLICA_LABEL), absent=-1),
             revision=labels.get(REVISION_LABEL, ""),
+            template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION, ""),
             node=spec.get("nodeName", ""),
             is_ready=ready.get("status") == "True",
             is_terminating="deletionTimestamp" in metadata,

@@ -18,8 +18,8 @@ class Replica:
     index: int
     pods: tuple[Pod, ...]
     num_pods_wanted: int
-    update_revision: str
-    """Revision that its pods should have; "" while nobody knows yet."""
+    template_hash: str
+    """Hash of the template that its pods should be made from."""
 
     @property
     def name(self) -> str:
@@ -42,9 +42,8 @@ class Replica:
 
     @property
     def stale_pods(self) -> tuple[Pod, ...]:
-        """Pods of an older revision. None while the newest is not known."""
-        wanted = self.update_revision
-        return tuple(pod for pod in self.pods if wanted and pod.revision != wanted)
+        """Pods that were made from another template."""
+        return tuple(pod for pod in self.pods if pod.template_hash != self.template_hash)
 
     @property
     def trouble(self) -> str:
@@ -62,8 +61,8 @@ class Replicas:
     all: tuple[Replica, ...]
     num_wanted: int
     is_observed: bool
-    """Whether the StatefulSets' controller has seen the newest template. Until then nobody knows
-    which pods are old."""
+    """Whether the StatefulSets' controller has seen the newest template. Until then a pod that is
+    deleted comes back as it was."""
     was_complete: bool
     """Whether the cluster has seen all replicas ready with the newest revision. One that is lost
     afterwards does not undo the rollout."""
@@ -83,21 +82,18 @@ class Replicas:
 
     @property
     def num_updated(self) -> int:
-        return sum(replica.is_updated for replica in self.wanted) if self.is_observed else 0
+        return sum(replica.is_updated for replica in self.wanted)
 
     def num_available(self, partition: int) -> int:
         """Count replicas that serve what they should: the newest revision, or by partition any."""
         return sum(
-            replica.is_serving
-            and (replica.index < partition or (self.is_observed and replica.is_updated))
+            replica.is_serving and (replica.index < partition or replica.is_updated)
             for replica in self.wanted
         )
 
     def has_stale(self, partition: int) -> bool:
-        """Tell whether pods of an old revision wait to be replaced, or might."""
-        return not self.is_observed or any(
-            replica.stale_pods for replica in self.wanted if replica.index >= partition
-        )
+        """Tell whether pods of an old revision wait to be replaced."""
+        return any(replica.stale_pods for replica in self.wanted if replica.index >= partition)
 
     @property
     def progressed_at(self) -> datetime | None:
@@ -121,15 +117,13 @@ def read_pods(manifests: Iterable[Manifest], component: str) -> tuple[Pod, ...]:
 def read_replicas(ctx: Context, hashes: Mapping[str, str]) -> Replicas:
     """Return what there is of each replica.
 
-    `hashes` are the template hashes that the StatefulSets should have, by their names: one that
-    carries another hash is yet to be changed, so that its newest revision is not ours.
+    `hashes` are the template hashes that the StatefulSets should have, by their names.
     """
     pods = [pod for pod in read_pods(ctx.observed.pods, ENGINE) if pod.ordinal >= 0]
     if ctx.is_grouped:
         return _groups(ctx, pods, hashes)
     name = ctx.engine_name
     live = ctx.live("apps/v1", "StatefulSet", name)
-    revision = update_revision(live, hashes.get(name))
     own = {pod.ordinal: pod for pod in pods if pod.owner == name}
     count = max([ctx.num_replicas, *(ordinal + 1 for ordinal in own)])
     replicas = tuple(
@@ -137,44 +131,46 @@ def read_replicas(ctx: Context, hashes: Mapping[str, str]) -> Replicas:
             index=index,
             pods=(own[index],) if index in own else (),
             num_pods_wanted=1,
-            update_revision=revision,
+            template_hash=hashes[name],
         )
         for index in range(count)
     )
-    current = ((live or {}).get("status") or {}).get("currentRevision")
+    status = (live or {}).get("status") or {}
+    is_recorded = "updateRevision" in status and (
+        status.get("currentRevision") == status["updateRevision"]
+    )
     # A partition that holds pods back keeps the cluster's record from ever being written.
-    was_complete = bool(revision) and (current == revision or ctx.spec.rollout.partition > 0)
-    return Replicas(replicas, ctx.num_replicas, bool(revision) or not own, was_complete)
+    was_complete = is_recorded or ctx.spec.rollout.partition > 0
+    return Replicas(replicas, ctx.num_replicas, is_observed(live, hashes[name]), was_complete)
 
 
-def update_revision(live: Manifest | None, template_hash: str | None) -> str:
-    """Return the revision that a StatefulSet gives to new pods, if it is that of our template."""
+def is_observed(live: Manifest | None, template_hash: str | None) -> bool:
+    """Tell whether a StatefulSet has our template and its controller has seen it."""
     if live is None:
-        return ""
+        return False
     metadata, status = live.get("metadata", {}), live.get("status") or {}
     applied = (metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION)
-    is_seen = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
-    if applied != template_hash or not is_seen:
-        return ""
-    return str(status.get("updateRevision", ""))
+    is_seen: bool = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+    return applied == template_hash and is_seen
 
 
 def _groups(ctx: Context, pods: Sequence[Pod], hashes: Mapping[str, str]) -> Replicas:
     size = ctx.spec.parallelism.nodes_per_replica
     count = max([ctx.num_replicas, *(pod.replica + 1 for pod in pods)])
-    replicas, is_observed = [], True
+    replicas, are_observed = [], True
     for index in range(count):
         name = ctx.group_name(index)
         members = sorted((pod for pod in pods if pod.owner == name), key=lambda pod: pod.ordinal)
         live = ctx.live("apps/v1", "StatefulSet", name)
-        revision = update_revision(live, hashes.get(name))
-        is_observed = is_observed and (bool(revision) or not members or index >= ctx.num_replicas)
+        if index < ctx.num_replicas and members:
+            are_observed = are_observed and is_observed(live, hashes[name])
         replicas.append(
             Replica(
                 index=index,
                 pods=tuple(members),
                 num_pods_wanted=size,
-                update_revision=revision,
+                # A group that is not wanted any more has no template of its own.
+                template_hash=hashes.get(name, ""),
             )
         )
-    return Replicas(tuple(replicas), ctx.num_replicas, is_observed, is_observed)
+    return Replicas(tuple(replicas), ctx.num_replicas, are_observed, was_complete=True)

@@ -32,7 +32,7 @@ def build_status(
     download: Download,
 ) -> Manifest:
     """Return the whole status."""
-    current, update = _revisions(replicas)
+    current, update = _revisions(ctx, replicas)
     status: Json = {
         "observedGeneration": ctx.generation,
         "phase": phase,
@@ -91,11 +91,12 @@ def replica_selector(ctx: Context) -> str:
     return f"{text},{LEADER_LABEL}=0" if ctx.is_grouped else text
 
 
-def _revisions(replicas: Replicas) -> tuple[str, str]:
+def _revisions(ctx: Context, replicas: Replicas) -> tuple[str, str]:
     """Return the revision that most replicas have, and the newest; groups have one each."""
-    if any(replica.num_pods_wanted > 1 for replica in replicas.all):
+    if ctx.is_grouped:
         return "", ""
-    update = next((r.update_revision for r in replicas.all if r.update_revision), "")
+    live = ctx.live("apps/v1", "StatefulSet", ctx.engine_name) or {}
+    update = str((live.get("status") or {}).get("updateRevision", ""))
     counts = Counter(pod.revision for replica in replicas.all for pod in replica.pods)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0] == update, item[0]))
     return (ranked[0][0] if ranked else ""), update

@@ -4,6 +4,7 @@ A file that is missing is written, and the test fails once: look at it, then com
 change, delete the files and run the tests again.
 """
 
+import copy
 import difflib
 from dataclasses import replace
 from pathlib import Path
@@ -47,11 +48,18 @@ def rendered(**spec: Any) -> str:
 
 
 def shortened(manifest: Manifest) -> Manifest:
+    manifest = copy.deepcopy(manifest)
     metadata = manifest["metadata"]
-    hashes = ("quire.dev/spec-hash", "quire.dev/template-hash")
-    notes = {k: v for k, v in metadata.get("annotations", {}).items() if k not in hashes}
-    kept = {"name": metadata["name"]} | ({"annotations": notes} if notes else {})
-    return manifest | {"metadata": kept}
+    notes = without_hashes(metadata.get("annotations", {}))
+    manifest["metadata"] = {"name": metadata["name"]} | ({"annotations": notes} if notes else {})
+    template = manifest.get("spec", {}).get("template", {}).get("metadata", {})
+    if "annotations" in template:
+        template["annotations"] = without_hashes(template["annotations"])
+    return manifest
+
+
+def without_hashes(annotations: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in annotations.items() if not k.endswith("-hash")}
 
 
 class Plain(yaml.SafeDumper):
