@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from image_builder import OPERATOR
 from local_cluster.cluster import LocalCluster
 from local_cluster.gpu_nodes import H100_SXM, SimulatedNode
+from local_cluster.images import publish_image
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -56,6 +58,47 @@ def test_simulated_pod_becomes_ready(
     local_cluster.wait("pod/fake", "condition=Ready", namespace=namespace)
     bound = local_cluster.get("pod", "fake", namespace=namespace)
     assert bound["spec"]["nodeName"] == simulated_node
+
+
+def test_pods_find_each_other_by_name_and_are_read_and_entered(
+    local_cluster: LocalCluster, namespace: str
+) -> None:
+    image = publish_image(local_cluster, OPERATOR, version="0.1.0").name
+    # Writing to the log at once is what the test reads below.
+    container = {
+        "name": "web",
+        "image": image,
+        "command": ["python", "-u", "-m", "http.server", "8080", "--directory", "/etc"],
+    }
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "web", "labels": {"app": "web"}},
+        "spec": {"containers": [container]},
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "front"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    }
+    local_cluster.apply(pod, service, namespace=namespace)
+    local_cluster.wait("pod/web", "condition=Ready", namespace=namespace, timeout_s=120)
+
+    # The pod calls itself by the Service's name, which takes DNS and the way back through NAT.
+    url = f"http://front.{namespace}.svc.cluster.local/hostname"
+    ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=20).read())"
+    option = f"--namespace={namespace}"
+    entered = local_cluster.kubectl("exec", "web", option, "--", "python", "-c", ask)
+    with (
+        local_cluster.tunnel("front", 80, namespace=namespace) as address,
+        urllib.request.urlopen(f"http://{address}/hostname", timeout=20) as response,
+    ):
+        seen = response.read()
+
+    assert entered.strip() == repr(b"web\n")
+    assert seen == b"web\n"
+    assert local_cluster.kubectl("logs", "web", option).count("GET /hostname") == 2
 
 
 def test_api_server_comes_back_with_what_it_knew(local_cluster: LocalCluster) -> None:

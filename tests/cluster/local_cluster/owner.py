@@ -153,6 +153,7 @@ def _free_slot(folder: Path) -> Iterator[tuple[Path, int]]:
         with _try_lock(slot) as lock:
             if lock is None:
                 continue
+            slot.mkdir(exist_ok=True)
             yield slot, lock
             if number > 1:
                 shutil.rmtree(slot)
@@ -160,17 +161,18 @@ def _free_slot(folder: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _sweep_slots(folder: Path) -> None:
-    for slot in folder.glob("[0-9]*"):
+    for slot in folder.glob("[0-9]"):
         with _try_lock(slot) as lock:
             if lock is not None and slot.name != "1":
-                shutil.rmtree(slot)
+                shutil.rmtree(slot, ignore_errors=True)
 
 
 @contextmanager
-def _try_lock(folder: Path) -> Iterator[int | None]:
-    """Yield the descriptor of a folder's lock, or None when another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
+def _try_lock(slot: Path) -> Iterator[int | None]:
+    """Yield the descriptor of a slot's lock, or None when another process holds it."""
+    slot.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the slot and never removed: a lock on a removed file keeps nobody out.
+    with slot.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
