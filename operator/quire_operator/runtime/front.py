@@ -104,6 +104,8 @@ class Front:
             )
         finally:
             beat.cancel()
+            # TLS connections end some turns of the loop later.
+            await asyncio.sleep(0.05)
 
     async def _beat(self, ended: asyncio.Event) -> None:
         next_beat = 0.0

@@ -78,6 +78,8 @@ class KubeApi:
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
+        # TLS connections end some turns of the loop later.
+        await asyncio.sleep(0.05)
 
     async def get(
         self, resource: Resource, namespace: str, name: str, *, accept: str = "application/json"
