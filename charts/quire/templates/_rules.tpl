@@ -30,8 +30,8 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: {{ include "quire.ownVerbs" . }}
-# Routers find engines by EndpointSlices. Nobody can grant what he may not do himself, so the operator can
-# give this away and nothing more.
+# Every router gets a Role to find engines by EndpointSlices. Nobody can grant what he may not do himself,
+# so the operator needs that right too, and cannot make anyone mightier than itself.
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: {{ include "quire.ownVerbs" . }}
