@@ -23,7 +23,8 @@ DOT_TYPES = [
 
 
 def make(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-    return (torch.randn(shape, device=device) * shape[-1] ** -0.25).to(dtype)
+    numbers: torch.Tensor = torch.randn(shape, device=device) * shape[-1] ** -0.25
+    return numbers.to(dtype)
 
 
 def reference(
