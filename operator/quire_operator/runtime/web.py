@@ -93,7 +93,7 @@ def parse_address(address: str) -> tuple[str, int]:
     Raises:
         ConfigError: there is no port, or it is out of range.
     """
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"address {address!r} is not [HOST]:PORT with a port up to 65535")
     return host.strip("[]"), int(port)
