@@ -46,6 +46,11 @@ class Architecture:
         return self.num_linear + self.num_replicated + self.num_embedding + self.num_head
 
     @property
+    def attention_width(self) -> int:
+        """Queries, keys, values and attention's output of one token in one layer."""
+        return 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+
+    @property
     def num_kv_per_token(self) -> int:
         """Numbers that the cache keeps of a token."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim

@@ -44,6 +44,10 @@ class Footprint:
     activation_dtype_bytes: int = 2
     num_layers: int = 1
     hidden_size: int = 0
+    """0: the architecture is unknown."""
+    attention_width: int = 0
+    """Queries, keys, values and attention's output of one token in one layer."""
+    head_dim: int = 0
     mlp_width: int = 0
     """Width of the MLP that one token passes through, all its experts together."""
     vocab_size: int = 0
@@ -133,6 +137,8 @@ def footprint_of_architecture(
         activation_dtype_bytes=size,
         num_layers=architecture.num_layers,
         hidden_size=architecture.hidden_size,
+        attention_width=architecture.attention_width,
+        head_dim=architecture.head_dim,
         mlp_width=architecture.mlp_width,
         vocab_size=architecture.vocab_size,
         num_heads=architecture.num_heads,

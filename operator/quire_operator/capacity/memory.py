@@ -23,13 +23,20 @@ RESERVED_BYTES = 600 * MIB
 """What the driver keeps of the memory that a GPU is labelled with."""
 CONTEXT_BYTES = 600 * MIB
 """CUDA context, cuBLAS workspaces, loaded kernels."""
+SLACK_BYTES = 256 * MIB
+"""What the engine keeps back for what libraries allocate late."""
 COMMUNICATION_BYTES = 512 * MIB
 """NCCL's and symmetric memory's buffers of a GPU in a group."""
 GRAPH_BYTES = 512 * MIB
 """CUDA graphs of the decode sizes."""
-NUM_LOGITS_COPIES = 3
-"""Logits of a step in float32, while sampling works on them."""
-LOGITS_BYTES = 4
+UNKNOWN_STEP_BYTES = 1024 * MIB
+UNKNOWN_STEP_SHARE = 0.05
+"""Activations and tables of an unknown architecture: so much, and a share of its weights."""
+INT_BYTES = 4
+"""Of a token in the tables, and of a logit while it is edited."""
+COUNT_BYTES = 2
+MAX_EDITED = 64
+"""Sequences whose logits are edited at a time."""
 MIN_TOKENS = 2048
 """Cache without which a model is of no use, where no length is asked for."""
 
@@ -77,7 +84,9 @@ class MemoryPlan:
     context_bytes: int
     """CUDA context, libraries, communication buffers."""
     activation_bytes: int
-    """Peak of the largest step, logits included."""
+    """Peak of the largest step."""
+    table_bytes: int
+    """What is kept of live sequences: logits, tokens, block tables, counts of tokens."""
     graph_bytes: int
     """CUDA graphs."""
     kv_bytes: int
@@ -97,7 +106,8 @@ class MemoryPlan:
     @property
     def overhead_bytes(self) -> int:
         """Everything but weights and cache."""
-        return self.context_bytes + self.activation_bytes + self.graph_bytes
+        step = self.activation_bytes + self.table_bytes
+        return self.context_bytes + step + self.graph_bytes
 
     @property
     def short_bytes(self) -> int:
@@ -118,9 +128,12 @@ def plan_memory(footprint: Footprint, workload: Workload, gpu_bytes: int) -> Mem
     """
     _check(footprint, workload)
     weights = weight_bytes_per_gpu(footprint, workload)
-    context = CONTEXT_BYTES + (COMMUNICATION_BYTES if workload.tensor_parallel_size > 1 else 0)
+    context = CONTEXT_BYTES + SLACK_BYTES
+    if workload.tensor_parallel_size * workload.pipeline_parallel_size > 1:
+        context += COMMUNICATION_BYTES
     activations = activation_bytes(footprint, workload)
-    fixed = weights + context + activations + GRAPH_BYTES
+    tables = table_bytes(footprint, workload)
+    fixed = weights + context + activations + tables + GRAPH_BYTES
     budget = int(max(0, gpu_bytes - RESERVED_BYTES) * workload.gpu_memory_utilization)
     kv = max(0, budget - fixed)
     per_token = _kv_bytes_per_token(footprint, workload)
@@ -135,6 +148,7 @@ def plan_memory(footprint: Footprint, workload: Workload, gpu_bytes: int) -> Mem
         weight_bytes=weights,
         context_bytes=context,
         activation_bytes=activations,
+        table_bytes=tables,
         graph_bytes=GRAPH_BYTES,
         kv_bytes=kv,
         kv_bytes_per_token=per_token,
@@ -161,13 +175,24 @@ def weight_bytes_per_gpu(footprint: Footprint, workload: Workload) -> int:
 
 def activation_bytes(footprint: Footprint, workload: Workload) -> int:
     """Return the peak of the largest step, as the decoder allocates it."""
-    size, tensor = footprint.activation_dtype_bytes, workload.tensor_parallel_size
-    residual = 3 * footprint.hidden_size
-    # Gate and up side by side, and their product.
-    widest = 3 * footprint.mlp_width / tensor
-    step = workload.max_num_batched_tokens * size * (residual + widest)
-    logits = workload.max_num_seqs * footprint.vocab_size * LOGITS_BYTES * NUM_LOGITS_COPIES
-    return int(step + logits)
+    if not footprint.hidden_size:
+        share = UNKNOWN_STEP_SHARE * weight_bytes_per_gpu(footprint, workload)
+        return int(UNKNOWN_STEP_BYTES + share)
+    # The residual and its norm; heads; gate and up side by side, and their product.
+    shared = footprint.attention_width + 3 * footprint.mlp_width
+    width = 2 * footprint.hidden_size + shared / workload.tensor_parallel_size
+    return int(workload.max_num_batched_tokens * footprint.activation_dtype_bytes * width)
+
+
+def table_bytes(footprint: Footprint, workload: Workload) -> int:
+    """Return what the engine keeps of all sequences that may be live, as it allocates it."""
+    size, vocab = footprint.activation_dtype_bytes, footprint.vocab_size
+    longest = workload.max_model_len or footprint.max_position
+    num_seqs = workload.max_num_seqs
+    tokens = (num_seqs + 1) * longest * INT_BYTES * (1 + 1 / workload.block_size)
+    logits = num_seqs * vocab * (size + COUNT_BYTES) + min(num_seqs, MAX_EDITED) * vocab * INT_BYTES
+    rope = longest * footprint.head_dim * size
+    return int(tokens + logits + rope)
 
 
 def _kv_bytes_per_token(footprint: Footprint, workload: Workload) -> int:

@@ -80,8 +80,8 @@ def test_a_gpu_that_is_too_small_says_by_how_many_gib() -> None:
 
     assert fit.reason is Reason.VRAM_TOO_SMALL
     assert fit.message == (
-        "none of 1 node can run it. node-3: needs 70.4 GiB on each of 2 GPUs, has 2x NVIDIA-A10 "
-        "with 22.5 GiB; short 47.9 GiB. next: use larger GPUs, raise parallelism.tensor, lower "
+        "none of 1 node can run it. node-3: needs 75.1 GiB on each of 2 GPUs, has 2x NVIDIA-A10 "
+        "with 22.5 GiB; short 52.7 GiB. next: use larger GPUs, raise parallelism.tensor, lower "
         "model.maxModelLen, or quantize the model"
     )
 
