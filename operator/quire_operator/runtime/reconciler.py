@@ -7,6 +7,7 @@ from datetime import datetime
 
 from quire_operator.errors import ConflictError, KubeError, NotFoundError
 from quire_operator.plan import (
+    Event,
     Manifest,
     ObjectKey,
     Observed,
@@ -70,6 +71,8 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
+        self._early: dict[DeploymentKey, int] = {}
+        self._told: dict[DeploymentKey, frozenset[Event]] = {}
         self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
     async def reconcile(self, key: DeploymentKey) -> Result:
@@ -81,7 +84,8 @@ class Reconciler:
         deployment = self._store.deployments.get(key)
         if deployment is None:
             self._applier.forget(self._store.children(key))
-            self._named.pop(key, None)
+            for memory in (self._named, self._early, self._told):
+                memory.pop(key, None)
             return Result()
         if deployment["metadata"].get("deletionTimestamp"):
             # Owner references do the rest; writing now would only race the collector.
@@ -99,9 +103,9 @@ class Reconciler:
         if not outcome.errors:
             outcome.num_writes += await self._applier.delete(wanted.deletions)
         status = with_apply_errors(wanted.status, deployment, outcome.errors, observed.now)
-        await self._report(deployment, status)
-        for event in wanted.events:
-            self._recorder.post(deployment, event)
+        if not self._is_too_early(key, deployment, outcome):
+            await self._report(deployment, status)
+        self._tell(key, deployment, wanted.events)
         self._log(key, outcome)
         delays = [wanted.requeue_after_s] if wanted.requeue_after_s is not None else []
         if not all(observed.referenced.values()):
@@ -129,6 +133,30 @@ class Reconciler:
         if known is None or known[0] != version:
             self._named[key] = known = version, referenced_objects(deployment)
         return known[1]
+
+    def _is_too_early(self, key: DeploymentKey, deployment: Manifest, outcome: Outcome) -> bool:
+        """Whether to put the report off to the look that our own writes have queued already.
+
+        Of children made a moment ago there is nothing to say yet. Once for each generation, so
+        that a deployment whose children somebody keeps changing has a status all the same.
+        """
+        generation = deployment["metadata"].get("generation")
+        if not outcome.num_writes or outcome.errors or self._early.get(key) == generation:
+            self._early.pop(key, None)
+            return False
+        if (deployment.get("status") or {}).get("observedGeneration") == generation:
+            return False
+        self._early[key] = generation
+        return True
+
+    def _tell(self, key: DeploymentKey, deployment: Manifest, events: tuple[Event, ...]) -> None:
+        """Post events; those of a report that was put off come again with it, and are not news."""
+        told = self._told.pop(key, frozenset())
+        for event in events:
+            if event not in told:
+                self._recorder.post(deployment, event)
+        if key in self._early:
+            self._told[key] = frozenset(events)
 
     async def _report(self, deployment: Manifest, status: Manifest) -> None:
         patch = status_patch(deployment.get("status") or {}, status)

@@ -37,6 +37,11 @@ class EventRecorder:
         self._now = now
         self._pending: asyncio.Queue[Manifest] = asyncio.Queue(max_pending)
 
+    @property
+    def num_pending(self) -> int:
+        """How many Events wait to be posted."""
+        return self._pending.qsize()
+
     def post(self, deployment: Manifest, event: Event) -> None:
         """Queue an Event about a deployment."""
         if self._pending.full():

@@ -49,6 +49,11 @@ class Operator:
         )
 
     async def reconcile(self) -> Result:
+        """Look twice, as the own writes of the first look would have it."""
+        await self.look()
+        return await self.reconciler.reconcile(KEY)
+
+    async def look(self) -> Result:
         await self.sync()
         return await self.reconciler.reconcile(KEY)
 
@@ -106,6 +111,35 @@ async def test_each_object_is_written_once_and_the_status_once() -> None:
 
     assert len(kube.writes) == len(set(kube.writes)) == 9
     assert kube.writes[-1] == "STATUS LLMDeployment/llm"
+
+
+async def test_the_report_waits_for_the_look_after_the_first_writes() -> None:
+    kube = cluster()
+    operator = Operator(kube)
+
+    await operator.look()
+    assert "status" not in kube.live(DEPLOYMENTS, "llm")
+    await operator.look()
+    assert kube.live(DEPLOYMENTS, "llm")["status"]["observedGeneration"] == 1
+
+
+async def test_a_report_is_put_off_once_even_if_somebody_keeps_changing_children() -> None:
+    kube = cluster()
+    operator = Operator(kube)
+    for _ in range(2):
+        await operator.look()
+        kube.seed(SETS, kube.live(SETS, "llm-engine") | {"spec": {"replicas": 99}})
+
+    assert kube.live(DEPLOYMENTS, "llm")["status"]["observedGeneration"] == 1
+
+
+async def test_events_of_a_report_that_was_put_off_are_posted_once() -> None:
+    kube = cluster()
+    operator = Operator(kube)
+
+    await operator.reconcile()
+
+    assert operator.recorder.num_pending == 1
 
 
 async def test_a_second_look_and_a_second_process_write_nothing() -> None:
@@ -201,7 +235,7 @@ async def test_a_report_on_a_spec_that_changed_meanwhile_is_refused_and_made_ane
     kube.fail = cast(Any, edit)
     with pytest.raises(ConflictError):
         await operator.reconcile()
-    await operator.reconciler.reconcile(KEY)
+    await operator.reconcile()
 
     assert kube.live(DEPLOYMENTS, "llm")["status"]["observedGeneration"] == 2
     assert kube.live(SETS, "llm-engine")["spec"]["replicas"] == 3
