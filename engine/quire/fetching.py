@@ -4,6 +4,7 @@ A marker beside the hub's cache records what is complete, so that the next call 
 that starts while the hub is away must not care.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ from quire_engine.model.hub import Hub
 
 MARKERS = ".quire"
 """Folder of the markers, inside the cache."""
+MAX_CONFIG_BYTES = 3500
+"""Kubernetes keeps 4096 bytes of a last message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +29,9 @@ class FetchConfig:
     revision: str | None = option(None, "branch, tag or commit of the model on the hub")
     download_dir: str | None = option(None, "where to keep downloads; default: the hub's cache")
     hf_token: str | None = option(None, "access token of the hub; default: HF_TOKEN or the login")
+    report: str | None = option(
+        None, "file to write what was fetched to, as JSON: a container's /dev/termination-log"
+    )
     force: bool = option(False, "ask the hub even if the model is marked complete")
 
     def __post_init__(self) -> None:
@@ -63,6 +69,20 @@ def fetch(config: FetchConfig, *, endpoint: str | None = None) -> Fetched:
     num_bytes = _num_bytes(path)
     _write(marker, {"model": config.model, "path": _inside(cache, path), "num_bytes": num_bytes})
     return Fetched(path, num_bytes, was_there=False)
+
+
+def report(fetched: Fetched) -> str:
+    """Return what whoever started the download wants to know, as JSON.
+
+    The model's config.json is in it, unless it is too large for a container's last message.
+    """
+    record: dict[str, object] = {"bytes": fetched.num_bytes}
+    config = fetched.path / "config.json"
+    if config.is_file() and config.stat().st_size < MAX_CONFIG_BYTES:
+        # The engine will complain about a broken one, and have more to say.
+        with contextlib.suppress(ValueError):
+            record["config"] = json.loads(config.read_text())
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _hub_cache() -> str:

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ import pytest
 
 from fake_hub import FakeHub, Repo
 from quire.cli import main
-from quire.fetching import MARKERS, FetchConfig, Fetched, fetch
+from quire.fetching import MARKERS, FetchConfig, Fetched, fetch, report
 from quire_engine.errors import ConfigError
 
 FILES = {"config.json": b"{}", "model.safetensors": b"x" * 100}
@@ -73,3 +74,22 @@ def test_what_is_no_name_on_the_hub_is_refused(
 
     assert caught.value.code == 2
     assert "MODEL must be OWNER/REPOSITORY" in capsys.readouterr().err
+
+
+def test_a_report_has_the_size_and_the_config(fake_hub: FakeHub, config: FetchConfig) -> None:
+    fake_hub.repos["org/model"].files["config.json"] = b'{"num_hidden_layers": 2}'
+
+    text = report(fetch(config, endpoint=fake_hub.url))
+
+    assert json.loads(text) == {"bytes": 124, "config": {"num_hidden_layers": 2}}
+
+
+@pytest.mark.parametrize("content", [b"[" * 10, b'{"a": "' + b"x" * 4000 + b'"}'])
+def test_a_config_that_is_broken_or_too_large_is_left_out_of_the_report(
+    fake_hub: FakeHub, config: FetchConfig, content: bytes
+) -> None:
+    fake_hub.repos["org/model"].files["config.json"] = content
+
+    text = report(fetch(config, endpoint=fake_hub.url))
+
+    assert list(json.loads(text)) == ["bytes"]

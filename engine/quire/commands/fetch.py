@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from quire.extras import require_extra
 from quire_engine.flags import Parser, add_options
@@ -13,7 +14,7 @@ FAILED = 1
 def run(prog: str, arguments: Sequence[str]) -> int:
     """Download, or find that it is there; return the exit status."""
     require_extra("engine")
-    from quire.fetching import FetchConfig, fetch
+    from quire.fetching import FetchConfig, fetch, report
     from quire_engine.errors import ConfigError
 
     parser = Parser(
@@ -37,6 +38,8 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     except ConfigError as error:
         sys.stderr.write(f"{prog}: error: {error}\n")
         return FAILED
+    if config.report is not None:
+        Path(config.report).write_text(report(fetched))
     size = f"{fetched.num_bytes / 2**30:.2f} GiB"
     state = "is there already" if fetched.was_there else "is downloaded"
     sys.stdout.write(f"{config.model} {state}: {size} in {fetched.path}\n")

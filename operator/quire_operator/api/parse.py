@@ -14,6 +14,7 @@ from quire_operator.api.source import UNSUPPORTED_SCHEMES, Source
 from quire_operator.api.spec import DeploymentSpec
 
 MAX_NAME_LENGTH = 45
+MAX_REPLICAS = 1000
 OWNED_ENGINE_FLAGS = frozenset(
     [
         "--model",
@@ -165,8 +166,9 @@ def _check_autoscaling(spec: DeploymentSpec) -> Problem | None:
 
 
 def _check_counts(spec: DeploymentSpec) -> Problem | None:
-    if spec.replicas < 0:
-        return Problem("Invalid", f"spec.replicas must be 0 or more, not {spec.replicas}")
+    if not 0 <= spec.replicas <= MAX_REPLICAS:
+        limits = f"between 0 and {MAX_REPLICAS}"
+        return Problem("Invalid", f"spec.replicas must be {limits}, not {spec.replicas}")
     counts = {
         "spec.rollout.maxUnavailable": spec.rollout.max_unavailable,
         "spec.disruption.maxUnavailable": spec.disruption.max_unavailable,
@@ -192,6 +194,24 @@ def _check_args(spec: DeploymentSpec) -> Problem | None:
     return None
 
 
+def _check_pod_template(spec: DeploymentSpec) -> Problem | None:
+    """The server takes anything there; we lay it over a template and must know its shape."""
+    template = spec.pod_template
+    if template is None:
+        return None
+    for name in ("labels", "annotations"):
+        given = (template.metadata or {}).get(name, {})
+        if not isinstance(given, Mapping) or not all(isinstance(v, str) for v in given.values()):
+            return Problem("Invalid", f"spec.podTemplate.metadata.{name} must be a map of texts")
+    for name in ("containers", "initContainers", "volumes"):
+        given = (template.spec or {}).get(name, [])
+        if not isinstance(given, list) or not all(isinstance(item, Mapping) for item in given):
+            return Problem("Invalid", f"spec.podTemplate.spec.{name} must be a list of objects")
+        if not all(isinstance(item.get("name"), str) for item in given):
+            return Problem("Invalid", f"spec.podTemplate.spec.{name}: each needs a name")
+    return None
+
+
 _CHECKS: tuple[Callable[[DeploymentSpec], Problem | None], ...] = (
     _check_source,
     _check_parallelism,
@@ -199,4 +219,5 @@ _CHECKS: tuple[Callable[[DeploymentSpec], Problem | None], ...] = (
     _check_autoscaling,
     _check_counts,
     _check_args,
+    _check_pod_template,
 )

@@ -1,6 +1,9 @@
 """Whether the nodes can run it: CapacityAvailable. It warns, and overrides nothing."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from quire_operator.api import Condition
 from quire_operator.api.conditions import CAPACITY_AVAILABLE, FALSE, TRUE, UNKNOWN, Status
@@ -12,12 +15,13 @@ from quire_operator.capacity import (
     Reason,
     Workload,
     examine,
+    footprint_of_config,
     footprint_of_name,
     footprint_of_sizes,
     parse_bytes,
 )
 from quire_operator.plan.context import Context
-from quire_operator.plan.labels import SKIP_CAPACITY_ANNOTATION
+from quire_operator.plan.labels import MODEL_CONFIG_ANNOTATION, SKIP_CAPACITY_ANNOTATION
 from quire_operator.plan.placement import demand
 from quire_operator.plan.replicas import Replicas
 
@@ -35,8 +39,13 @@ class Capacity:
     num_free_gpus: int | None = None
 
 
-def check_capacity(ctx: Context, replicas: Replicas) -> Capacity:
-    """Judge nodes by hardware first, then by what the scheduler says of the pods."""
+def check_capacity(
+    ctx: Context, replicas: Replicas, config: Mapping[str, Any] | None = None
+) -> Capacity:
+    """Judge nodes by hardware first, then by what the scheduler says of the pods.
+
+    `config` is the model's config.json, as far as somebody has seen it.
+    """
     if ctx.annotations.get(SKIP_CAPACITY_ANNOTATION) == "true":
         return _unknown(f"not checked: the annotation {SKIP_CAPACITY_ANNOTATION} says so")
     stuck = _unschedulable(replicas)
@@ -50,13 +59,15 @@ def check_capacity(ctx: Context, replicas: Replicas) -> Capacity:
         return _unknown("GPUs are claimed by spec.resources.dra: the scheduler alone knows them")
     if not ctx.observed.nodes:
         return _unknown("the operator sees no nodes, so nothing was checked")
-    return _checked(ctx, replicas, stuck)
+    return _checked(ctx, replicas, stuck, config)
 
 
-def _checked(ctx: Context, replicas: Replicas, stuck: str) -> Capacity:
+def _checked(
+    ctx: Context, replicas: Replicas, stuck: str, config: Mapping[str, Any] | None
+) -> Capacity:
     resource = ctx.gpu_resource
     nodes = [NodeFacts.from_manifest(node, resource=resource) for node in ctx.observed.nodes]
-    fit = examine(demand(ctx), nodes, footprint(ctx), workload(ctx))
+    fit = examine(demand(ctx), nodes, footprint(ctx, config), workload(ctx))
     fitting = set(fit.eligible)
     total = sum(node.num_gpus for node in nodes if node.name in fitting)
     pods = [pod for replica in replicas.all for pod in replica.pods]
@@ -64,24 +75,36 @@ def _checked(ctx: Context, replicas: Replicas, stuck: str) -> Capacity:
     return Capacity(_judged(fit, stuck), len(fitting), max(0, total - used))
 
 
-def footprint(ctx: Context) -> Footprint | None:
-    """Return the model's size, as stated or as its name says."""
-    sizing, source = ctx.spec.model.sizing, ctx.source
-    if sizing is None:
-        return footprint_of_name(
-            source.model_name,
-            dtype=ctx.spec.model.dtype,
-            kv_cache_dtype=ctx.spec.engine.kv_cache_dtype,
-        )
+def footprint(ctx: Context, reported: Mapping[str, Any] | None) -> Footprint | None:
+    """Return the model's size: as stated, from its config.json, or as its name says.
+
+    `reported` is the config.json that the weights' job found.
+    """
+    name, dtype = ctx.source.model_name, ctx.spec.model.dtype
+    kv_cache_dtype = ctx.spec.engine.kv_cache_dtype
     try:
-        return footprint_of_sizes(
-            weight_bytes=parse_bytes(sizing.weights),
-            kv_bytes_per_token=sizing.kv_bytes_per_token,
-            max_position=ctx.spec.model.max_model_len or DEFAULT_MAX_POSITION,
-            name=source.model_name,
-        )
-    except CapacityError:  # sizes of nothing: as good as none
+        if sizing := ctx.spec.model.sizing:
+            return footprint_of_sizes(
+                weight_bytes=parse_bytes(sizing.weights),
+                kv_bytes_per_token=sizing.kv_bytes_per_token,
+                max_position=ctx.spec.model.max_model_len or DEFAULT_MAX_POSITION,
+                name=name,
+            )
+        if config := _annotated_config(ctx) or reported:
+            return footprint_of_config(
+                config, name=name, dtype=dtype, kv_cache_dtype=kv_cache_dtype
+            )
+    except CapacityError:  # numbers that make no sense are as good as none
+        pass
+    return footprint_of_name(name, dtype=dtype, kv_cache_dtype=kv_cache_dtype)
+
+
+def _annotated_config(ctx: Context) -> Mapping[str, Any] | None:
+    try:
+        config = json.loads(ctx.annotations.get(MODEL_CONFIG_ANNOTATION, ""))
+    except ValueError:
         return None
+    return config if isinstance(config, dict) else None
 
 
 def workload(ctx: Context) -> Workload:

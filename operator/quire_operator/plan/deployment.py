@@ -84,7 +84,7 @@ def _plan(ctx: Context) -> Plan:
     hashes = template_hashes(ctx)
     replicas, download = read_replicas(ctx, hashes), read_download(ctx)
     children = plan_children(ctx, replicas, hashes, is_model_ready=download.is_done)
-    capacity = check_capacity(ctx, replicas)
+    capacity = check_capacity(ctx, replicas, download.config)
     judgement, deadline_in_s = _judge(ctx, replicas, download, capacity.condition)
     deletions = [*children.deletions, *_pods_to_delete(ctx, replicas)]
     news = condition_events(judgement.all, ctx.status.get("conditions") or ())

@@ -1,5 +1,7 @@
 """How far the weights are: the condition ModelCached and status.cache."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +9,7 @@ from quire_operator.api import Condition
 from quire_operator.api.conditions import FALSE, MODEL_CACHED, TRUE
 from quire_operator.plan.context import Context
 from quire_operator.plan.labels import WEIGHTS
+from quire_operator.plan.pods import Pod
 from quire_operator.plan.replicas import read_pods
 from quire_operator.plan.weights import (
     IMAGE_VOLUME_VERSION,
@@ -28,6 +31,10 @@ class Download:
     started_at: str | None = None
     completed_at: str | None = None
     message: str = ""
+    num_bytes: int | None = None
+    """Size of the model on disk, as the job reported."""
+    config: Mapping[str, Any] | None = None
+    """The model's config.json, as the job reported."""
 
     @property
     def is_done(self) -> bool:
@@ -51,7 +58,7 @@ def read_download(ctx: Context) -> Download:
     times = {"started_at": status.get("startTime"), "completed_at": status.get("completionTime")}
     if conditions.get("Complete", {}).get("status") == "True":
         text = f"{ctx.spec.model.source} is on claim {claim_name(ctx)}"
-        return _done("Cached", "Cached", text, **times)
+        return _done("Cached", "Cached", text, **times, **_reported(ctx))
     detail = _trouble(ctx)
     if conditions.get("Failed", {}).get("status") == "True":
         return _failed(ctx, detail or conditions["Failed"].get("message", ""), times)
@@ -76,12 +83,37 @@ def _own_download(ctx: Context) -> str:
 
 def _trouble(ctx: Context) -> str:
     """Return what keeps the job's pods from it, the newest pod's word first."""
-    pods = [pod for pod in read_pods(ctx.observed.pods, WEIGHTS) if pod.owner == job_name(ctx)]
-    pods.sort(key=lambda pod: (pod.created_at is None, pod.created_at, pod.name), reverse=True)
-    for pod in pods:
+    for pod in _job_pods(ctx):
         if text := pod.failing or pod.last_words or pod.unschedulable:
             return text
     return ""
+
+
+def _reported(ctx: Context) -> dict[str, Any]:
+    """Return what `quire fetch --report` said: there are other images, and older ones."""
+    for pod in _job_pods(ctx):
+        try:
+            report = json.loads(pod.report)
+        except ValueError:
+            continue
+        if isinstance(report, dict):
+            num_bytes, config = report.get("bytes"), report.get("config")
+            return {
+                "num_bytes": num_bytes if isinstance(num_bytes, int) else None,
+                "config": config if isinstance(config, dict) else None,
+            }
+    return {}
+
+
+def _job_pods(ctx: Context) -> list[Pod]:
+    """Return the job's pods, the newest first."""
+    pods = [pod for pod in read_pods(ctx.observed.pods, WEIGHTS) if pod.owner == job_name(ctx)]
+    return sorted(pods, key=lambda pod: (_made_at(pod), pod.name), reverse=True)
+
+
+def _made_at(pod: Pod) -> float:
+    """Return when a pod was made, for sorting."""
+    return pod.created_at.timestamp() if pod.created_at else 0.0
 
 
 def _failed(ctx: Context, detail: str, times: dict[str, Any]) -> Download:

@@ -30,6 +30,8 @@ GANG_ANNOTATION = "quire.dev/gang"
 """On a group's StatefulSet: the kind of scheduler that its pods were made for."""
 PAUSED_ANNOTATION = "quire.dev/paused"
 """On a deployment, "true" stops every write but status."""
+MODEL_CONFIG_ANNOTATION = "quire.dev/model-config"
+"""On a deployment: the model's config.json, from which its size is computed."""
 SKIP_CAPACITY_ANNOTATION = "quire.dev/skip-capacity-check"
 """On a deployment, "true" stops judging whether nodes fit."""
 

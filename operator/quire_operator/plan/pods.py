@@ -62,6 +62,8 @@ class Pod:
     """Why a container cannot run, for people, or ""."""
     last_words: str
     """The last line of a container that ended with an error, or ""."""
+    report: str
+    """The message of a container that ended well, or ""."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
@@ -95,6 +97,7 @@ class Pod:
             unschedulable=_unschedulable(conditions.get("PodScheduled", {})),
             failing=next(filter(None, map(_failure, containers)), ""),
             last_words=next(filter(None, map(_last_words, containers)), ""),
+            report=next(filter(None, map(_report, containers)), ""),
         )
 
     @property
@@ -141,6 +144,11 @@ def _last_words(container: Mapping[str, Any]) -> str:
         if ended.get("exitCode"):
             return _last_line(ended.get("message")) or str(ended.get("reason", ""))
     return ""
+
+
+def _report(container: Mapping[str, Any]) -> str:
+    ended = (container.get("state") or {}).get("terminated") or {}
+    return str(ended.get("message") or "") if ended.get("exitCode") == 0 else ""
 
 
 def _last_line(text: Any) -> str:

@@ -115,6 +115,7 @@ def _capacity(capacity: Capacity) -> Json | None:
 def _cache(download: Download) -> Json:
     fields = {
         "phase": download.phase,
+        "bytes": download.num_bytes,
         "startedAt": download.started_at,
         "completedAt": download.completed_at,
         "message": download.message,

@@ -179,7 +179,9 @@ def _job(ctx: Context) -> Manifest:
 
 def _fetch_container(ctx: Context) -> Json:
     revision = ctx.spec.model.revision
-    flags = [ctx.source.rest, *([f"--revision={revision}"] if revision else [])]
+    flags = [ctx.source.rest, "--report=/dev/termination-log"]
+    if revision:
+        flags.append(f"--revision={revision}")
     container: Json = {
         "name": "fetch",
         "image": ctx.spec.engine.image or ctx.settings.engine_image,

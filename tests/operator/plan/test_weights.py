@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 from plan_support import child, condition, engine, kinds, verdict
@@ -183,3 +184,39 @@ def test_a_claim_with_weights_is_mounted_read_only() -> None:
     assert "--model=/models/a/b" in engine(made)["args"]
     mount = next(m for m in engine(made)["volumeMounts"] if m["name"] == "model")
     assert mount == {"name": "model", "mountPath": "/models", "readOnly": True}
+
+
+def test_what_the_job_found_is_what_capacity_is_judged_by() -> None:
+    cluster = cluster_with(CLAIM, model={"source": "hf://org/small-1B", "maxModelLen": 4096})
+    cluster.settle()
+    cluster.complete_job()
+    key = next(key for key in cluster.objects if key.kind == "Job")
+    layers = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 126,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "torch_dtype": "bfloat16",
+    }
+    ended = {"terminated": {"exitCode": 0, "message": json.dumps({"bytes": 9, "config": layers})}}
+    cluster.pods["weights"] = {
+        "metadata": {
+            "name": "weights",
+            "uid": "1",
+            "labels": {"app.kubernetes.io/component": "weights"},
+            "ownerReferences": [{"controller": True, "name": key.name}],
+        },
+        "status": {"phase": "Succeeded", "containerStatuses": [{"state": ended}]},
+    }
+
+    made = cluster.plan()
+
+    assert made.status["cache"]["bytes"] == 9
+    assert verdict(made, "CapacityAvailable") == ("False", "VRAMTooSmall")
+
+    cluster.pods["weights"]["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = ""
+    assert verdict(cluster.plan(), "CapacityAvailable") == ("True", "Fits")
