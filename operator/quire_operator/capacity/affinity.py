@@ -6,7 +6,6 @@ from typing import Any
 from quire_operator.capacity.demand import Demand, NvlinkMode
 from quire_operator.capacity.gpus import nvlink_products
 from quire_operator.capacity.nodes import (
-    CLIQUE_LABEL,
     COUNT_LABEL,
     MEMORY_LABEL,
     PRODUCT_LABEL,
@@ -49,7 +48,7 @@ def _nvlink_terms(demand: Demand) -> list[Term]:
     """Return two alternatives: products that we know, and nodes that are labelled."""
     common = [_rule(COUNT_LABEL, "Gt", str(demand.num_gpus - 1)), *_memory_rule(demand)]
     if demand.spans_nodes:
-        common.append(_rule(CLIQUE_LABEL, "Exists"))
+        common.append(_rule(demand.domain_label, "Exists"))
     if demand.link_size < 2:
         return [_term([*_product_rule(demand.products), *common, *_no_slices(demand)])]
     known = nvlink_products(demand.link_size)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from quire_operator.capacity.nodes import GPU_RESOURCE, Taint
+from quire_operator.capacity.nodes import CLIQUE_LABEL, GPU_RESOURCE, Taint
 
 NVLINK_LABEL = ("quire.dev/nvlink", "true")
 """Label of nodes whose GPUs are joined by NVLink, for products that we do not know."""
@@ -54,6 +54,8 @@ class Demand:
     nvlink: NvlinkMode = NvlinkMode.IGNORED
     nvlink_label: tuple[str, str] = NVLINK_LABEL
     """A label and its value that nodes with NVLink have, whatever their product."""
+    domain_label: str = CLIQUE_LABEL
+    """Label that the nodes of one multi-node NVLink domain share, value and all."""
     products: tuple[str, ...] = ()
     """Acceptable values of nvidia.com/gpu.product; empty: any."""
     min_gpu_bytes: int = 0

@@ -106,7 +106,8 @@ def _num_slots(demand: Demand, eligible: Sequence[NodeFacts]) -> int:
         return sum(node.num_gpus // demand.num_gpus for node in eligible)
     domains: Counter[str] = Counter()
     for node in eligible:
-        domains[node.clique if demand.spans_nodes else ""] += node.num_gpus // demand.num_gpus
+        domain = node.labels.get(demand.domain_label, "") if demand.spans_nodes else ""
+        domains[domain] += node.num_gpus // demand.num_gpus
     return sum(num_pods // demand.pods_per_replica for num_pods in domains.values())
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 from quire_operator.capacity.demand import Demand
 from quire_operator.capacity.gpus import Link
 from quire_operator.capacity.memory import MemoryPlan
-from quire_operator.capacity.nodes import CLIQUE_LABEL, NodeFacts
+from quire_operator.capacity.nodes import NodeFacts
 from quire_operator.capacity.units import gib
 
 BLOCKING_EFFECTS = ("NoSchedule", "NoExecute")
@@ -112,11 +112,11 @@ def _nvlink_problems(demand: Demand, node: NodeFacts) -> Iterator[Problem]:
     is_labelled = node.labels.get(key) == value
     if demand.link_size > 1 and not is_labelled:
         yield from _link_problems(demand, node)
-    if demand.spans_nodes and not node.clique:
+    if demand.spans_nodes and not node.labels.get(demand.domain_label):
         yield (
             Reason.NO_NVLINK_NODES,
-            f"is in no multi-node NVLink domain (label {CLIQUE_LABEL}), and a tensor-parallel "
-            f"group of {demand.tensor_parallel_size} spans nodes with {demand.num_gpus} GPUs each",
+            f"is in no multi-node NVLink domain (label {demand.domain_label}), and a group of "
+            f"{demand.tensor_parallel_size} GPUs spans nodes with {demand.num_gpus} each",
         )
 
 

@@ -1,6 +1,7 @@
 """Placement: a table of nodes and demands, with the reasons in words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,6 +216,11 @@ def test_groups_over_nodes_stay_in_one_nvlink_domain() -> None:
     fit = fit_of(demand, *racks, node("alone", H100, 8), model="70B")
 
     assert fit.num_slots == 2
+    other_label = replace(demand, domain_label="rack")
+    assert "(label rack)" in said(fit_of(other_label, racks[0], model="70B"), "rack0-0")
+    assert {"key": "rack", "operator": "Exists"} in (
+        node_selector_terms(other_label)[0]["matchExpressions"]
+    )
     assert "is in no multi-node NVLink domain" in said(fit, "alone")
 
 
