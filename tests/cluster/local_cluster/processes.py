@@ -10,7 +10,7 @@ from local_cluster.errors import ClusterError, CommandError
 
 
 def run_command(command: Sequence[str], *, stdin: str | None = None) -> str:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return what it wrote to its standard output.
 
     Raises:
         CommandError: when its exit status is not 0.
@@ -20,12 +20,12 @@ def run_command(command: Sequence[str], *, stdin: str | None = None) -> str:
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise CommandError(command, done.returncode, done.stdout)
+        raise CommandError(command, done.returncode, done.stdout + done.stderr)
     return done.stdout
 
 
