@@ -11,7 +11,7 @@ from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.linear_weights import LinearWeight, PlainWeight, QuantizedWeight
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import Fp8Weight
-from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, shipped_table
+from quire_engine.kernels.gpu.tables import LibraryTable, Product, Tiles, TileTable, shipped_table
 
 
 class GpuLinear:
@@ -37,8 +37,10 @@ class GpuLinear:
         else:
             self._weight = PlainWeight(weight)
         self._bias_O, self._batch_invariant = bias_O, batch_invariant
-        self._table = shipped_table() if table is None else table
         numbers_OI, scale = self._weight.numbers_OI, self._weight.scale
+        if table is None:
+            table = shipped_table() if numbers_OI.is_cuda else LibraryTable()
+        self._table = table
         self._products = tuple(
             Product(
                 num_inputs=numbers_OI.shape[1],

@@ -89,6 +89,13 @@ class TileTable:
         return '{"products": [\n' + ",\n".join(lines) + "\n]}\n"
 
 
+class LibraryTable(TileTable):
+    """Leaves every product to the library, where kernels are only interpreted."""
+
+    def choose(self, product: Product, num_tokens: int) -> Tiles | None:
+        return None
+
+
 def _parse_entry(values: Mapping[str, Any]) -> tuple[Product, int, Tiles | None]:
     kind = values["kind"]
     tiles = None if kind is None else KINDS[kind](**values["tiles"])

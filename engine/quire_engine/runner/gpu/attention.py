@@ -71,6 +71,12 @@ class GpuAttention:
         for plan in self._plans.values():
             plan.update(seq_lens_B, rows_B)
 
+    def batches(self, most: int) -> list[int]:
+        """Return batch sizes up to `most` that meet every form of decode attention."""
+        return sorted(
+            {size for plan in self._plans.values() for size in plan.variant_batches(most)}
+        )
+
     def __call__(self, index: int, heads_THD: torch.Tensor, out_THD: torch.Tensor) -> None:
         """Attend in one layer; keys and values of the step are in the cache."""
         layer, window = self._layers[index], self._windows[index]

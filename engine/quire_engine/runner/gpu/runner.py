@@ -33,7 +33,7 @@ class GpuRunner:
         self.dtype = parts.decoder.dtype
         self.load_report: dict[str, float] = {}
         """Seconds that each phase of loading took, in order."""
-        self._parts = parts
+        self.attention = parts.attention
         self._rows, self._staging, self._inputs = parts.rows, parts.staging, parts.inputs
         self._sampler, self.step = parts.sampler, parts.step
         self._copies = ResultCopies(parts.step.sampled_2S)
@@ -96,7 +96,7 @@ class GpuRunner:
         self._rows.stage(self._staging)
         self._sampler.put_staged(self._staging)
         if size is None:
-            self._parts.attention.stage(layout, self._staging)
+            self.attention.stage(layout, self._staging)
         self._staging.send()
         self._rows.apply_staged()
         self._sampler.apply_staged()

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+from quire_engine.kernels.gpu.tables import shipped_table
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.plan import AdmittedSequence, StepPlan
 from quire_engine.sampling_params import SamplingParams
 
-CHUNK_TOKENS = (2, 17, 100, 500, 1000, 3000)
-"""Prompt tokens that meet the variants of kernels: by number of tokens, and of sequences."""
+CHUNK_TOKENS = (2, 511, 512, 3000)
+"""Prompt tokens that meet the variants of kernels other than linears."""
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=None)
 RANDOM = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, min_p=0.01, max_tokens=None, seed=1)
@@ -70,12 +71,17 @@ def run_all_variants(runner: GpuRunner, *, block_size: int) -> None:
     """Run every kind of step once."""
     steps = TrialSteps(runner, block_size=block_size)
     most = min(steps.max_num_tokens, runner.max_model_len - 2)
-    for num_tokens in CHUNK_TOKENS:
+    row_counts = shipped_table().row_counts()
+    for num_tokens in sorted({*CHUNK_TOKENS, *row_counts}):
         if num_tokens <= most:
             steps.prefill([num_tokens])
-    for params in (GREEDY, RANDOM, FULL):
-        for num_slots in (1, 2, 16, runner.step.max_num_slots):
-            if 3 * num_slots <= steps.max_num_tokens and num_slots <= runner.step.max_num_slots:
+    most_slots = min(runner.step.max_num_slots, steps.max_num_tokens // 3)
+    batches = {*row_counts, *runner.attention.batches(most_slots), most_slots}
+    for num_slots in sorted(size for size in batches if size <= most_slots):
+        steps.decode(GREEDY, num_slots=num_slots)
+    for params in (RANDOM, FULL):
+        for num_slots in sorted({1, 2, 16, most_slots}):
+            if num_slots <= most_slots:
                 steps.decode(params, num_slots=num_slots)
     steps.largest()
 
