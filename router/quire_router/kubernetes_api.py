@@ -25,8 +25,9 @@ CONNECT_TIMEOUT_S = 5.0
 LIST_TIMEOUT_S = 15.0
 WATCH_S = 120
 """How long a watch lasts before the server ends it, and everything is listed anew."""
-SILENCE_S = 75.0
-"""Without an event for so long a watch is taken for dead: bookmarks come about every minute."""
+SILENCE_S = WATCH_S + 15.0
+"""Without an event for so long a watch is taken for dead: the server should have ended it by then.
+Bookmarks may come in between, but a quiet Service can be without one for all that time."""
 
 
 class ApiServerError(Exception):

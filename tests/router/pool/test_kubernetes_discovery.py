@@ -15,7 +15,7 @@ from quire_router.discovery_metrics import DiscoveryCollector
 from quire_router.discovery_status import DiscoveryStatus
 from quire_router.endpoint_slices import ServiceName
 from quire_router.errors import ConfigError
-from quire_router.kubernetes_api import InCluster, KubernetesApi
+from quire_router.kubernetes_api import SILENCE_S, WATCH_S, InCluster, KubernetesApi
 from quire_router.kubernetes_discovery import KubernetesDiscovery
 from quire_router.pool_config import PoolConfig
 from scripted_api_server import ScriptedApiServer, endpoint, scripted_api_server, slice_of
@@ -134,6 +134,10 @@ async def test_a_silent_watch_is_given_up_and_followed_by_a_list(
 
         await eventually(lambda: followed.now == {"10.0.0.2"})
         assert followed.status.failures["silent"] >= 1
+
+
+def test_a_watch_of_which_nothing_is_heard_may_last_its_time() -> None:
+    assert SILENCE_S > WATCH_S
 
 
 async def test_bookmarks_keep_a_quiet_watch_alive(server: ScriptedApiServer) -> None:
