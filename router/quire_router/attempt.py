@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from quire_engine.rpc import engine_pb2 as pb
+from quire_router.decisions import Decision
 from quire_router.failure import ENGINE_FAULTS, Verdict, verdict
 from quire_router.load import Sent
 from quire_router.replica import Replica
@@ -15,9 +16,16 @@ OnFailure = Callable[["Attempt", Verdict, pb.Error], None]
 class Attempt:
     """Implements `session.Sink`. It ends once: done, failed, or cancelled."""
 
-    def __init__(self, replica: Replica, stream: GenerationStream, on_failure: OnFailure) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        stream: GenerationStream,
+        decision: Decision,
+        on_failure: OnFailure,
+    ) -> None:
         self.replica = replica
         self.stream = stream
+        self._decision = decision
         self.is_started = False
         self._on_failure = on_failure
         self._load = replica.load
@@ -43,6 +51,7 @@ class Attempt:
         self.replica.abort(self._alias)
         self.replica.breaker.ended()
         self._load.ended(id(self))
+        self._decision.cancelled()
 
     def evict(self, reason: str) -> None:
         """Take the request back from a replica that does not answer."""
@@ -58,9 +67,11 @@ class Attempt:
             self.is_started = True
             self._load.started(id(self))
             self.replica.counts.num_cached_tokens += response.prompt.num_cached_tokens
+            self._decision.started(response.prompt.num_cached_tokens)
         if is_last:
             self._load.ended(id(self))
             self.replica.breaker.succeeded()
+            self._decision.done(response.usage)
         self.stream.push(response, is_last=is_last)
 
     def on_error(self, error: pb.Error) -> None:
@@ -79,6 +90,7 @@ class Attempt:
     def _fail(self, meaning: Verdict, error: pb.Error) -> None:
         self._load.ended(id(self))
         self.replica.counts.num_failures[meaning] += 1
+        self._decision.failed(meaning)
         self._on_failure(self, meaning, error)
 
 

@@ -17,16 +17,18 @@ from prometheus_client import CollectorRegistry
 from quire_engine.rpc import engine_pb2 as pb
 from quire_router.attempt import Attempt
 from quire_router.candidates import snapshot
+from quire_router.decisions import Decision, DecisionLog
 from quire_router.discovery import parse_replicas
 from quire_router.discovery_metrics import DiscoveryCollector
 from quire_router.errors import NoReplicaError
 from quire_router.failure import ENGINE_FAULTS, Verdict, api_error
 from quire_router.generation import TokenizerFiles
-from quire_router.policy import choose_replica, least_requests
+from quire_router.policy import Candidate, choose_replica, least_requests
 from quire_router.pool import Pool
 from quire_router.pool_config import PoolConfig
 from quire_router.pool_metrics import DispatchMetrics, ReplicaCollector
 from quire_router.replica import Replica, ReplicaState
+from quire_router.reporting import Reporter
 from quire_router.stream import GenerationStream
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class PoolDispatcher:
             ConfigError: a replica is named in a way that cannot be understood, or followed here.
         """
         self._config = config
+        self._is_by_cost = config.routing_policy == "cost"
         discoveries = parse_replicas(config, environment)
         self._pool = Pool(config, discoveries, self._on_state)
         self._metrics = DispatchMetrics(registry)
@@ -61,17 +64,22 @@ class PoolDispatcher:
             registry.register(collector)
         self._registry = registry
         self._parked: dict[GenerationStream, asyncio.TimerHandle] = {}
-        self._num_decisions = 0
+        self._decisions = DecisionLog()
+        self._reports = Reporter(self._pool, self._decisions, self._parked)
         self._served: Replica | None = None
         self._is_closed = False
+        self._sampling: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to look for replicas. Returns at once, whether or not there are any."""
         await self._pool.start()
+        self._sampling = asyncio.create_task(self._reports.sample())
 
     async def close(self) -> None:
         """Abort what is in flight and close every connection."""
         self._is_closed = True
+        if self._sampling is not None:
+            self._sampling.cancel()
         for stream in list(self._parked):
             self._unpark(stream)
             stream.fail(NoReplicaError("the router is shutting down"))
@@ -83,6 +91,11 @@ class PoolDispatcher:
     def is_synced(self) -> bool:
         """Whether every source has told which replicas there are, be it none."""
         return self._pool.is_synced
+
+    @property
+    def reports(self) -> Reporter:
+        """What there is to see of the replicas and of the last decisions."""
+        return self._reports
 
     def models(self) -> Sequence[pb.ModelInfo]:
         """Return the models of the replicas that are ready now; one each."""
@@ -127,8 +140,10 @@ class PoolDispatcher:
                 replica.index.num_cached(known) * replica.info.block_size
                 for replica, known in zip(replicas, hashes, strict=True)
             ]
-            chosen = self._choose(replicas, cached, stream.num_prompt_tokens)
-        self._send(stream, replicas[chosen], hashes[chosen], cached[chosen])
+            candidates = snapshot(replicas, cached)
+            chosen = self._choose(candidates, stream.num_prompt_tokens)
+        decision = self._decide(stream, candidates, chosen)
+        self._send(stream, replicas[chosen], hashes[chosen], decision)
         return True
 
     def _eligible(self, stream: GenerationStream) -> list[Replica]:
@@ -145,20 +160,35 @@ class PoolDispatcher:
         # A breaker is advice: an engine that fails often is still better than none.
         return [replica for replica in ready if replica.breaker.allows(now)] or ready
 
-    def _choose(self, replicas: Sequence[Replica], cached: Sequence[int], num_tokens: int) -> int:
+    def _choose(self, candidates: list[Candidate], num_tokens: int) -> int:
         """Return the position of the best replica."""
-        candidates = snapshot(replicas, cached)
-        if self._config.routing_policy == "least-requests":
-            return candidates.index(least_requests(candidates))
-        return candidates.index(choose_replica(candidates, num_tokens))
+        if self._is_by_cost:
+            return candidates.index(choose_replica(candidates, num_tokens))
+        return candidates.index(least_requests(candidates))
+
+    def _decide(
+        self, stream: GenerationStream, candidates: Sequence[Candidate], chosen: int
+    ) -> Decision:
+        return self._decisions.add(
+            candidates,
+            chosen,
+            is_by_cost=self._is_by_cost,
+            num_prompt_tokens=stream.num_prompt_tokens,
+            num_attempts=len(stream.tried) + 1,
+            waited_s=time.monotonic() - stream.created_at,
+        )
 
     def _send(
-        self, stream: GenerationStream, replica: Replica, hashes: Sequence[int], num_cached: int
+        self,
+        stream: GenerationStream,
+        replica: Replica,
+        hashes: Sequence[int],
+        decision: Decision,
     ) -> None:
-        self._num_decisions += 1
-        replica.last_chosen = self._num_decisions
+        replica.last_chosen = decision.number
         replica.index.speculate(hashes, time.monotonic())
-        Attempt(replica, stream, self._on_failure).send(num_cached=num_cached)
+        attempt = Attempt(replica, stream, decision, self._on_failure)
+        attempt.send(num_cached=decision.chosen.cached_tokens)
 
     def _on_failure(self, attempt: Attempt, verdict: Verdict, error: pb.Error) -> None:
         """One replica failed a request: try another, wait for one, or give up.

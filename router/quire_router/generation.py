@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quire_engine.rpc import engine_pb2
+from quire_router.replica_reports import ReplicaReport, RequestReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,28 @@ class Generation(Protocol):
         ...
 
 
+class Reports(Protocol):
+    """What people and tools may see of replicas and requests."""
+
+    @property
+    def revision(self) -> int:
+        """Grows whenever the report of a request changes."""
+        ...
+
+    @property
+    def num_parked(self) -> int:
+        """Requests that wait because no replica can take them."""
+        ...
+
+    def replicas(self, *, with_history: bool = False) -> Sequence[ReplicaReport]:
+        """Return what is known of every replica."""
+        ...
+
+    def requests(self, since: int = 0) -> Sequence[RequestReport]:
+        """Return the last requests that are new or have changed since a revision, oldest first."""
+        ...
+
+
 class Dispatcher(Protocol):
     """Chooses replicas and runs generations on them."""
 
@@ -63,6 +86,11 @@ class Dispatcher(Protocol):
     @property
     def is_synced(self) -> bool:
         """Whether it is known which replicas there are, be it none."""
+        ...
+
+    @property
+    def reports(self) -> Reports:
+        """What there is to see of the replicas and of the last requests."""
         ...
 
     def models(self) -> Sequence[engine_pb2.ModelInfo]:

@@ -87,10 +87,17 @@ def choose_replica(
     if not candidates:
         raise ValueError("choose_replica needs at least one candidate")
     costs = [predicted_cost(candidate, prompt_tokens, weights) for candidate in candidates]
-    limit = min(costs) * (1 + weights.tolerance)
-    tied = [item for item, cost in zip(candidates, costs, strict=True) if cost <= limit]
+    tied = as_cheap_as_any(candidates, costs, weights)
     most = max(item.cached_tokens for item in tied)
     return least_requests([item for item in tied if item.cached_tokens == most])
+
+
+def as_cheap_as_any(
+    candidates: Sequence[Candidate], costs: Sequence[float], weights: CostWeights = DEFAULT_WEIGHTS
+) -> list[Candidate]:
+    """Return the candidates whose costs count as the smallest."""
+    limit = min(costs) * (1 + weights.tolerance)
+    return [item for item, cost in zip(candidates, costs, strict=True) if cost <= limit]
 
 
 def least_requests(candidates: Sequence[Candidate]) -> Candidate:

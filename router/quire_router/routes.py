@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from quire_router.bodies import json_object
@@ -14,15 +15,18 @@ from quire_router.errors import (
     NotReadyError,
     ShuttingDownError,
 )
-from quire_router.exchange import read_body
+from quire_router.exchange import STREAM_HEADERS, read_body
 from quire_router.openai.models import model_cards
 from quire_router.openai.tokenize import DetokenizeRequest, TokenizeRequest
+from quire_router.replica_feed import ReplicaFeed
 from quire_router.sampling import check_vocabulary
 from quire_router.service import Service
 
 ROUTES = frozenset(
     {
         "/v1/models",
+        "/v1/replicas",
+        "/v1/replicas/events",
         "/tokenize",
         "/detokenize",
         "/health",
@@ -40,6 +44,7 @@ def build_routes(service: Service, registry: CollectorRegistry) -> APIRouter:
     """Return all of them."""
     router = APIRouter(redirect_slashes=False)
     _add_model_routes(router, service)
+    _add_replica_routes(router, ReplicaFeed(service.dispatcher.reports, service.lifecycle))
     _add_token_routes(router, service)
     _add_health_routes(router, service, registry)
     return router
@@ -57,6 +62,17 @@ def _add_model_routes(router: APIRouter, service: Service) -> None:
         if found is None:
             raise ModelNotFoundError(name)
         return _json(found)
+
+
+def _add_replica_routes(router: APIRouter, feed: ReplicaFeed) -> None:
+    @router.get("/v1/replicas")
+    async def show_replicas() -> Response:
+        return Response(feed.snapshot(), media_type="application/json")
+
+    @router.get("/v1/replicas/events")
+    async def follow_replicas() -> Response:
+        headers = {key.decode(): value.decode() for key, value in STREAM_HEADERS}
+        return StreamingResponse(feed.events(), headers=headers)
 
 
 def _add_token_routes(router: APIRouter, service: Service) -> None:

@@ -5,6 +5,7 @@ answer does; `cancel` frees it.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 from quire_engine.rpc import engine_pb2 as pb
@@ -22,6 +23,7 @@ class GenerationStream:
     def __init__(self, request: pb.GenerateRequest, token_ids: Sequence[int]) -> None:
         self.request = request
         self.token_ids = token_ids
+        self.created_at = time.monotonic()
         self.replica = ""
         """Address of the replica that runs it; empty until one was chosen."""
         self.abort: Callable[[], None] = _do_nothing

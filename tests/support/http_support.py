@@ -17,9 +17,13 @@ from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.testing.tokenizer import CHAT_TEMPLATE, EOS_TOKEN_ID, VOCAB_SIZE, tokenizer_json
 from quire_router.app import RouterApp
 from quire_router.config import RouterConfig
+from quire_router.decisions import DecisionLog
 from quire_router.dispatcher import PoolDispatcher
 from quire_router.errors import ApiError, NoReplicaError
 from quire_router.generation import TokenizerFiles
+from quire_router.pool import Pool
+from quire_router.pool_config import PoolConfig
+from quire_router.reporting import Reporter
 from quire_router.server import QuietServer, uvicorn_config
 
 MODEL = "fake"
@@ -83,6 +87,10 @@ class ScriptedDispatcher:
     num_cached: int = 0
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     generations: list["ScriptedGeneration"] = field(default_factory=list)
+
+    reports: Reporter = field(
+        default_factory=lambda: Reporter(Pool(PoolConfig(), [], print), DecisionLog())
+    )
 
     async def start(self) -> None: ...
 
