@@ -71,11 +71,13 @@ class Gateway:
         request_id = scope["request_id"] = _request_id(scope)
         exchange = Exchange(scope, receive, send, request_id=request_id, lifecycle=self._lifecycle)
         route = self._route(scope["path"])
-        self._metrics.in_flight.inc()
+        # Autoscalers wake and size replicas by this: scrapes, probes and watchers must not count.
+        num_generating = 1 if route in self._hot else 0
+        self._metrics.in_flight.inc(num_generating)
         try:
             await self._answer(exchange, route)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.dec(num_generating)
             self._metrics.requests.labels(route, str(exchange.status)).inc()
             elapsed_s = time.monotonic() - exchange.started_at
             self._metrics.request_s.labels(route).observe(elapsed_s)

@@ -27,7 +27,7 @@ class HttpMetrics:
         )
         self.in_flight = Gauge(
             "quire_router_requests_in_flight",
-            "Requests that are being answered.",
+            "Requests to generate that are being answered.",
             registry=registry,
         )
         self.disconnects = counter(

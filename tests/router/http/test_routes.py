@@ -138,7 +138,7 @@ async def test_requests_are_counted_by_route_and_status(served: Served) -> None:
         'quire_router_requests_total{route="/v1/completions",status="400"} 1.0',
         'quire_router_requests_total{route="/v1/models/{id}",status="200"} 1.0',
         'quire_router_requests_total{route="other",status="404"} 1.0',
-        "quire_router_requests_in_flight 1.0",
+        "quire_router_requests_in_flight 0.0",
         "quire_router_prompt_tokens_total 6.0",
         "quire_router_completion_tokens_total 18.0",
         'quire_router_tokenizer_cache_total{result="hit"} 2.0',
