@@ -19,7 +19,7 @@ from local_cluster.release import SAMPLES, Release
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NAME = "smollm2"
-READY_LIMIT_S = 300
+READY_LIMIT_S = 600
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from local_cluster.release import SAMPLES, Release
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NAME = "smollm2"
-READY_LIMIT_S = 300
+READY_LIMIT_S = 600
 NODE_GRACE_S = 50
 """How long the node controller waits for a silent node: kube-controller-manager's default."""
 

@@ -21,6 +21,7 @@ from local_cluster.tools import cache_folder, find_tools
 
 PREFIX = "quire-cluster-"
 LOCK = "lock"
+MAX_REGISTRY_BYTES = 12 * 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +57,18 @@ def own_cluster(num_nodes: int) -> Iterator[Owned]:
     kept_images = cache / "kept-images"
     kept_images.touch()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    with (folder / LOCK).open("w") as lock, _free_slot(cache / "layers") as (layers, slot):
+    with (
+        (folder / LOCK).open("w") as lock,
+        _free_slot(cache / "layers") as (layers, slot),
+        _registry(cache / "registry") as registry,
+    ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         layout = Layout(
             folder=str(folder),
             num_nodes=num_nodes,
             tools=str(tools.folder),
             layers=str(layers),
-            registry_data=str(cache / "registry"),
+            registry_data=str(registry),
             kept_images=str(kept_images),
         )
         near, far = socket.socketpair()
@@ -158,6 +163,19 @@ def _free_slot(folder: Path) -> Iterator[tuple[Path, int]]:
             if number > 1:
                 shutil.rmtree(slot)
             return
+
+
+@contextmanager
+def _registry(folder: Path) -> Iterator[Path]:
+    """Yield the registry's data, emptied when it has grown large and nobody else uses it."""
+    with folder.with_suffix(".users").open("w") as users:
+        with suppress(BlockingIOError):
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files = (path for path in folder.rglob("*") if path.is_file())
+            if sum(path.stat().st_size for path in files) > MAX_REGISTRY_BYTES:
+                shutil.rmtree(folder)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        yield folder
 
 
 def _sweep_slots(folder: Path) -> None:

@@ -19,8 +19,7 @@ def run_command(command: Sequence[str], *, stdin: str | None = None) -> str:
         command,
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )
