@@ -1,6 +1,7 @@
 """One key: what there is, what should be, and the writes between the two."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +24,7 @@ from quire_operator.runtime.kube import KubeApi
 from quire_operator.runtime.metrics import DeploymentKey, OperatorMetrics
 from quire_operator.runtime.recorder import EventRecorder
 from quire_operator.runtime.references import References
-from quire_operator.runtime.reports import status_patch, with_apply_errors
+from quire_operator.runtime.reports import is_news, status_patch, with_apply_errors
 from quire_operator.runtime.resources import DEPLOYMENTS
 from quire_operator.runtime.store import Store
 
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 Planner = Callable[[Manifest, Observed, OperatorSettings], Plan]
 
+_PROGRESS_S = 5.0
+"""Least time between two reports that only tell of progress."""
+_FIRST_LOOK_S = 1.0
+"""When to look after the first writes, if nothing else has one look before."""
 _ABSENT_RECHECK_S = 10.0
 """How soon to look again for a Secret or claim that a spec names and nobody has made yet."""
 
@@ -60,6 +65,7 @@ class Reconciler:
         apis: Callable[[], ServerApis],
         now: Callable[[], datetime],
         planner: Planner = plan,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
         self._store = store
@@ -71,7 +77,9 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
+        self._clock = clock
         self._early: dict[DeploymentKey, int] = {}
+        self._reported_at: dict[DeploymentKey, float] = {}
         self._told: dict[DeploymentKey, frozenset[Event]] = {}
         self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
@@ -84,7 +92,7 @@ class Reconciler:
         deployment = self._store.deployments.get(key)
         if deployment is None:
             self._applier.forget(self._store.children(key))
-            for memory in (self._named, self._early, self._told):
+            for memory in (self._named, self._early, self._told, self._reported_at):
                 memory.pop(key, None)
             return Result()
         if deployment["metadata"].get("deletionTimestamp"):
@@ -103,15 +111,16 @@ class Reconciler:
         if not outcome.errors:
             outcome.num_writes += await self._applier.delete(wanted.deletions)
         status = with_apply_errors(wanted.status, deployment, outcome.errors, observed.now)
-        if not self._is_too_early(key, deployment, outcome):
-            await self._report(deployment, status)
-        self._tell(key, deployment, wanted.events)
+        wait_s = self._wait_before_report(key, deployment, status, outcome)
+        if wait_s is None:
+            await self._report(key, deployment, status)
+        self._tell(key, deployment, wanted.events, is_postponed=wait_s is not None)
         self._log(key, outcome)
-        delays = [wanted.requeue_after_s] if wanted.requeue_after_s is not None else []
+        delays = [wait_s, wanted.requeue_after_s]
         if not all(observed.referenced.values()):
             delays.append(_ABSENT_RECHECK_S)
         error = next(iter(outcome.errors.values()), None)
-        return Result(min(delays, default=None), error)
+        return Result(min((delay for delay in delays if delay is not None), default=None), error)
 
     async def _observe(self, key: DeploymentKey, deployment: Manifest) -> Observed:
         referenced = await self._references.look_up(self._referenced(key, deployment))
@@ -134,34 +143,46 @@ class Reconciler:
             self._named[key] = known = version, referenced_objects(deployment)
         return known[1]
 
-    def _is_too_early(self, key: DeploymentKey, deployment: Manifest, outcome: Outcome) -> bool:
-        """Whether to put the report off to the look that our own writes have queued already.
+    def _wait_before_report(
+        self, key: DeploymentKey, deployment: Manifest, status: Manifest, outcome: Outcome
+    ) -> float | None:
+        """Return how long a report should be put off; None: it should not.
 
-        Of children made a moment ago there is nothing to say yet. Once for each generation, so
-        that a deployment whose children somebody keeps changing has a status all the same.
+        Of children made a moment ago there is nothing to say yet, and progress is told in steps.
         """
+        live = deployment.get("status") or {}
         generation = deployment["metadata"].get("generation")
-        if not outcome.num_writes or outcome.errors or self._early.get(key) == generation:
-            self._early.pop(key, None)
-            return False
-        if (deployment.get("status") or {}).get("observedGeneration") == generation:
-            return False
-        self._early[key] = generation
-        return True
+        if live.get("observedGeneration") != generation:
+            # Once only: a deployment whose children somebody keeps changing has a status as well.
+            is_first = self._early.get(key) != generation
+            self._early[key] = generation
+            return _FIRST_LOOK_S if is_first and outcome.num_writes and not outcome.errors else None
+        since_s = self._clock() - self._reported_at.get(key, -_PROGRESS_S)
+        if since_s >= _PROGRESS_S or is_news(live, status) or not status_patch(live, status):
+            return None
+        return _PROGRESS_S - since_s
 
-    def _tell(self, key: DeploymentKey, deployment: Manifest, events: tuple[Event, ...]) -> None:
+    def _tell(
+        self,
+        key: DeploymentKey,
+        deployment: Manifest,
+        events: tuple[Event, ...],
+        *,
+        is_postponed: bool,
+    ) -> None:
         """Post events; those of a report that was put off come again with it, and are not news."""
         told = self._told.pop(key, frozenset())
         for event in events:
             if event not in told:
                 self._recorder.post(deployment, event)
-        if key in self._early:
-            self._told[key] = frozenset(events)
+        if is_postponed:
+            self._told[key] = told.union(events)
 
-    async def _report(self, deployment: Manifest, status: Manifest) -> None:
+    async def _report(self, key: DeploymentKey, deployment: Manifest, status: Manifest) -> None:
         patch = status_patch(deployment.get("status") or {}, status)
         if not patch:
             return
+        self._reported_at[key] = self._clock()
         metadata = deployment["metadata"]
         # The version makes the server refuse a report about a spec that is not the latest.
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class ReflectorTimes:
     """How patient a reflector is, in seconds."""
 
-    silence_s: float = 90.0
+    silence_s: float = 120.0
     """Longest time without an event or a bookmark, which come every minute."""
     max_backoff_s: float = 10.0
     """Longest wait between tries while the server is out of reach."""

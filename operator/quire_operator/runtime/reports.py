@@ -42,6 +42,19 @@ def status_patch(live: Manifest, wanted: Manifest) -> Manifest:
     return gone | changed
 
 
+def is_news(live: Manifest, wanted: Manifest) -> bool:
+    """Whether a report should not wait: another spec was seen, or it became Ready or unready.
+
+    The rest is progress, which comes in many small steps.
+    """
+    return _headline(live) != _headline(wanted)
+
+
+def _headline(status: Manifest) -> tuple[Any, ...]:
+    conditions = {item["type"]: item["status"] for item in status.get("conditions") or ()}
+    return status.get("observedGeneration"), conditions.get("Ready"), conditions.get(APPLIED)
+
+
 def _merge(live: Any, wanted: Any) -> Any:
     if isinstance(live, dict) and isinstance(wanted, dict):
         return status_patch(live, wanted)

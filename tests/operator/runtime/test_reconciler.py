@@ -32,6 +32,7 @@ class Operator:
 
     def __init__(self, kube: FakeKube, planner: Planner = plan_small) -> None:
         self.kube = kube
+        self.time = 100.0
         api = cast(KubeApi, kube)
         self.store = Store(lambda _: None)
         self.recorder = EventRecorder(api, kube.metrics, instance="test", now=now)
@@ -46,6 +47,7 @@ class Operator:
             apis=ServerApis,
             now=now,
             planner=planner,
+            clock=lambda: self.time,
         )
 
     async def reconcile(self) -> Result:
@@ -131,6 +133,42 @@ async def test_a_report_is_put_off_once_even_if_somebody_keeps_changing_children
         kube.seed(SETS, kube.live(SETS, "llm-engine") | {"spec": {"replicas": 99}})
 
     assert kube.live(DEPLOYMENTS, "llm")["status"]["observedGeneration"] == 1
+
+
+async def test_progress_is_told_in_steps_and_readiness_at_once() -> None:
+    kube = cluster()
+    operator = Operator(kube)
+    await operator.reconcile()
+    kube.writes.clear()
+
+    for ready in (0, 1, 2):
+        live = kube.live(SETS, "llm-engine")
+        status = {"observedGeneration": 1, "replicas": ready, "readyReplicas": ready}
+        kube.seed(SETS, live | {"status": status | {"updatedReplicas": ready}})
+        result = await operator.look()
+
+        is_ready = ready == 2
+        assert kube.writes == (["STATUS LLMDeployment/llm"] if is_ready else [])
+        assert (result.requeue_after_s is None) == (is_ready or ready == 0)
+    operator.time += 10.0
+    await operator.look()
+    assert len(kube.writes) == 1
+
+
+async def test_progress_is_told_when_enough_time_went_by() -> None:
+    kube = cluster()
+    operator = Operator(kube)
+    await operator.reconcile()
+    kube.writes.clear()
+    live = kube.live(SETS, "llm-engine")
+    status = {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1}
+    kube.seed(SETS, live | {"status": status})
+
+    result = await operator.look()
+    assert (kube.writes, result.requeue_after_s) == ([], 5.0)
+    operator.time += 5.0
+    await operator.look()
+    assert kube.writes == ["STATUS LLMDeployment/llm"]
 
 
 async def test_events_of_a_report_that_was_put_off_are_posted_once() -> None:
