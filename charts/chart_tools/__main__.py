@@ -12,6 +12,7 @@ def main() -> int:
     files = chart_files(root, helm=Path(sys.executable).with_name("helm"))
     for generator in GENERATORS:
         path, text = generator(files)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return 0
 

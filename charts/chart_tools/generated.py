@@ -12,6 +12,9 @@ from chart_tools.manifests import install_manifest
 from chart_tools.readme import fill_readme
 from chart_tools.schema import build_schema
 from chart_tools.values import read_values
+from quire_monitoring.boards import BOARDS
+from quire_monitoring.dashboards import dashboard_json
+from quire_monitoring.panels import Board
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +25,9 @@ class ChartFiles:
     crd_source: Path
     chart: Path
     manifests: Path
+
+
+Generator = Callable[[ChartFiles], tuple[Path, str]]
 
 
 def chart_files(root: Path, *, helm: Path) -> ChartFiles:
@@ -63,10 +69,21 @@ def api_reference(files: ChartFiles) -> tuple[Path, str]:
     return source.parent / "README.md", api_page(yaml.safe_load(source.read_text()), source.name)
 
 
-GENERATORS: tuple[Callable[[ChartFiles], tuple[Path, str]], ...] = (
+def dashboard(board: Board) -> Generator:
+    """Return the generator of one Grafana dashboard."""
+
+    def generate(files: ChartFiles) -> tuple[Path, str]:
+        return files.chart / "files" / "dashboards" / f"{board.uid}.json", dashboard_json(board)
+
+    generate.__name__ = f"dashboard_{board.uid}"
+    return generate
+
+
+GENERATORS: tuple[Generator, ...] = (
     crd_copy,
     api_reference,
     values_schema,
     readme,
+    *map(dashboard, BOARDS),
     install,
 )
