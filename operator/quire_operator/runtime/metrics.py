@@ -206,6 +206,7 @@ class _DeploymentCollector(Collector):
             for (namespace, name), manifest in list(self._deployments().items())
         ]
         yield _conditions(statuses)
+        yield _reasons(statuses)
         yield _replicas(statuses)
 
 
@@ -220,6 +221,19 @@ def _conditions(statuses: Iterable[tuple[str, str, Manifest]]) -> GaugeMetricFam
             for value in _STATUSES:
                 held = 1.0 if condition.get("status") == value else 0.0
                 family.add_metric((namespace, name, condition["type"], value), held)
+    return family
+
+
+def _reasons(statuses: Iterable[tuple[str, str, Manifest]]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(
+        "quire_llmdeployment_condition_reason",
+        "1 for the reason that a condition of an LLMDeployment has.",
+        labels=("namespace", "name", "type", "reason"),
+    )
+    for namespace, name, status in statuses:
+        for condition in status.get("conditions") or ():
+            reason = condition.get("reason", "")
+            family.add_metric((namespace, name, condition["type"], reason), 1)
     return family
 
 
