@@ -103,6 +103,7 @@ class EngineCore:
             dtype=str(getattr(self._runner, "dtype", "")).removeprefix("torch."),
             device=self._runner.device,
             load_report=dict(getattr(self._runner, "load_report", {})),
+            roofline=getattr(self._runner, "roofline", None),
         )
 
     def add(self, new: NewSequence) -> None:

@@ -90,6 +90,10 @@ class CoreStats:
 
     num_running: int = 0
     num_waiting: int = 0
+    num_held: int = 0
+    """Of those that wait: for a prefix that another sequence is computing."""
+    waits_for: str = ""
+    """What keeps the first of the others: seats, kv_space or budget."""
     num_waiting_uncached_tokens: int = 0
     """Prompt tokens still to compute: waiting sequences and running prefills."""
     num_used_blocks: int = 0
@@ -102,6 +106,10 @@ class CoreStats:
     num_generated_tokens: int = 0
     num_prefix_queried_tokens: int = 0
     num_prefix_hit_tokens: int = 0
+    num_recomputed_tokens: int = 0
+    """Computed again after a preemption."""
+    num_overrun_tokens: int = 0
+    """Computed for sequences that had ended while the step was in flight."""
     step_s: float = 0.0
     """Duration of the last step."""
     step_num_tokens: int = 0
@@ -125,6 +133,31 @@ class StepOutputs:
 
 
 @dataclass(slots=True, kw_only=True)
+class Roofline:
+    """What bounds a step: bytes to read, arithmetic to do, and how fast the device does both."""
+
+    weight_bytes: int
+    block_bytes: int
+    """Keys and values of a block, all layers."""
+    num_parameters: int
+    peak_bytes_per_s: float = 0.0
+    """Of the device's memory; 0: unknown."""
+    peak_flops: float = 0.0
+    """Of the type that the model computes in; 0: unknown."""
+
+    def shares(self, stats: CoreStats) -> dict[str, float]:
+        """Return the share of the peak that the last steps reached, by phase, as far as known."""
+        shares = {}
+        if self.peak_bytes_per_s and stats.decode_step_s:
+            num_bytes = self.weight_bytes + stats.num_used_blocks * self.block_bytes
+            shares["decode"] = num_bytes / stats.decode_step_s / self.peak_bytes_per_s
+        if self.peak_flops and stats.prefill_tokens_per_s:
+            flops = 2 * self.num_parameters * stats.prefill_tokens_per_s
+            shares["prefill"] = flops / self.peak_flops
+        return shares
+
+
+@dataclass(slots=True, kw_only=True)
 class CoreReady:
     """What a core process says once: it can serve now."""
 
@@ -138,3 +171,4 @@ class CoreReady:
     device: str = ""
     load_report: dict[str, float] = field(default_factory=dict)
     """Seconds by phase of start-up, in order; the runner's `load_report`."""
+    roofline: Roofline | None = None

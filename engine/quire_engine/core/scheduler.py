@@ -71,6 +71,7 @@ class Scheduler:
         self._dropped: list[int] = []
         self._blocked: tuple[Sequence, int] | None = None
         """The head that did not fit, and how many blocks were free."""
+        self._has_just_preempted = False
         self._num_waiting_tokens = 0
 
     @property
@@ -139,7 +140,8 @@ class Scheduler:
         )
         for sequence in self._prefills:
             demand.add(sequence.num_unscheduled_tokens)
-        if self.stats.num_preemptions == num_preemptions:
+        self._has_just_preempted = self.stats.num_preemptions > num_preemptions
+        if not self._has_just_preempted:
             # Otherwise what a victim gave up would go to a newcomer, and a victim be next.
             self._admit(plan, demand, now_s)
         self._plan_prefills(plan, demand)
@@ -155,6 +157,7 @@ class Scheduler:
         for seq_id, num_tokens in plan.num_tokens.items():
             sequence = self._sequences.get(seq_id)
             if sequence is None:  # ended or aborted while the step was in flight
+                self.stats.num_overrun_tokens += num_tokens
                 continue
             self._advance(sequence, num_tokens)
             if sequence.num_computed_tokens == len(sequence.token_ids):
@@ -188,6 +191,8 @@ class Scheduler:
         stats = self.stats
         stats.num_running = len(self._running)
         stats.num_waiting = self.num_waiting
+        stats.num_held = len(self._held)
+        stats.waits_for = self._waits_for()
         stats.num_used_blocks = self._cache.pool.num_used
         stats.num_waiting_uncached_tokens = self._num_waiting_tokens + sum(
             sequence.num_unscheduled_tokens
@@ -195,6 +200,14 @@ class Scheduler:
             if sequence.state is State.RUNNING and sequence.num_unscheduled_tokens > 1
         )
         return stats
+
+    def _waits_for(self) -> str:
+        """Return what the head of the queue lacks; empty when nobody waits."""
+        if not self._waiting:
+            return ""
+        if self._blocked is not None or self._has_just_preempted:
+            return "kv_space"
+        return "seats" if len(self._running) >= self.max_num_seqs else "budget"
 
     def check(self) -> None:
         """Raise AssertionError unless the invariants of scheduler and cache hold."""
@@ -290,6 +303,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
+        sequence.num_lost_tokens = sequence.num_computed_tokens
         self._cache.free(sequence)
         self._release_held_by(sequence)
         sequence.num_preemptions += 1
@@ -346,6 +360,9 @@ class Scheduler:
         if sequence.scheduled_s is None:
             sequence.scheduled_s = now_s
             self._count_prefix_hit(sequence)
+        else:
+            num_lost = sequence.num_lost_tokens - sequence.num_computed_tokens
+            self.stats.num_recomputed_tokens += max(0, num_lost)
         plan.admitted.append(sequence.admission())
 
     def _count_prefix_hit(self, sequence: Sequence) -> None:

@@ -40,6 +40,7 @@ class Sequence:
         "num_cached_tokens",
         "num_computed_tokens",
         "num_expected_tokens",
+        "num_lost_tokens",
         "num_pending_samples",
         "num_preemptions",
         "num_prompt_tokens",
@@ -83,6 +84,8 @@ class Sequence:
         self.num_expected_tokens = 0
         """While waiting: tokens that it will probably have to compute."""
         self.num_preemptions = 0
+        self.num_lost_tokens = 0
+        """Tokens that were computed when it was last preempted."""
         self.scheduled_s: float | None = None
         self.was_held = False
         self.reads_cache = not (

@@ -9,7 +9,7 @@ from quire_engine.frontend.validation import ModelLimits
 from quire_engine.server.async_engine import AsyncEngine, Core
 from quire_engine.server.config import ServerConfig
 from quire_engine.server.kv_mirror import KvMirror
-from quire_engine.server.metrics import EngineMetrics
+from quire_engine.server.metrics import EngineDescription, EngineMetrics, SloTargets
 from quire_engine.server.model_card import ModelCard
 from quire_engine.server.service import Serving
 
@@ -21,15 +21,18 @@ def assemble(core: Core, card: ModelCard, config: ServerConfig) -> Serving:
         ConfigError: the tokenizer cannot be used.
     """
     ready = core.ready
+    mirror = KvMirror(secrets.randbits(63) + 1)
+    info = card.info(ready, epoch=mirror.epoch)
     metrics = EngineMetrics(
         card.served_names[0],
-        max_model_len=ready.max_model_len,
-        cache_info=_cache_info(ready, card),
+        _description(ready, card, info.version),
+        targets=SloTargets.from_ms(
+            first_token_ms=config.slo_ttft_ms, per_token_ms=config.slo_itl_ms
+        ),
         compat=config.metrics_compat,
     )
-    mirror = KvMirror(secrets.randbits(63) + 1)
     engine = AsyncEngine(core, _processor(card, ready), mirror, metrics)
-    info = card.info(ready, epoch=mirror.epoch)
+    metrics.watch_progress(lambda: engine.vitals.stalled_s)
     return Serving(engine=engine, card=card, info=info, metrics=metrics)
 
 
@@ -42,6 +45,16 @@ def _processor(card: ModelCard, ready: CoreReady) -> Processor:
     )
     tokenizer = Tokenizer.from_json(text) if text else None
     return Processor(tokenizer, limits, defaults=card.generation_config)
+
+
+def _description(ready: CoreReady, card: ModelCard, version: str) -> EngineDescription:
+    return EngineDescription(
+        max_model_len=ready.max_model_len,
+        cache_info=_cache_info(ready, card),
+        info={"version": version, "dtype": ready.dtype, "device": ready.device},
+        startup_s=ready.load_report,
+        roofline=ready.roofline,
+    )
 
 
 def _cache_info(ready: CoreReady, card: ModelCard) -> dict[str, str]:

@@ -22,6 +22,12 @@ class ServerConfig:
     metrics_compat: str = option(
         "", "vllm: expose the metrics under vLLM's names too", choices=("", "vllm")
     )
+    slo_ttft_ms: float | None = option(
+        None, "target for the time to first token, in ms: metrics count the requests that meet it"
+    )
+    slo_itl_ms: float | None = option(
+        None, "target for the mean time per token after that, in ms: counted likewise"
+    )
     shutdown_timeout: float = option(
         30.0, "seconds that requests in flight get to finish once asked to stop"
     )
@@ -42,6 +48,10 @@ class ServerConfig:
             raise ConfigError(f"shutdown_timeout must be at least 0, not {self.shutdown_timeout}")
         if self.hang_timeout_s <= 0:
             raise ConfigError(f"hang_timeout_s must be more than 0, not {self.hang_timeout_s}")
+        for name in ("slo_ttft_ms", "slo_itl_ms"):
+            target = getattr(self, name)
+            if target is not None and target <= 0:
+                raise ConfigError(f"{name} must be more than 0, not {target}")
         for name in ("max_message_bytes", "max_buffered_outputs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -29,6 +29,11 @@ class Vitals:
     last_progress_s: float
     """Seconds since the last sign of the core: a step, or that it is alive and idle."""
 
+    @property
+    def stalled_s(self) -> float:
+        """Seconds without progress while there is work; 0 while there is none."""
+        return self.last_progress_s if self.is_working else 0.0
+
 
 NOT_READY = Vitals(
     is_ready=False, is_draining=False, is_dead=False, is_working=False, last_progress_s=0.0

@@ -1,16 +1,14 @@
-"""Prometheus metrics of one engine, declared once in the tables of this module.
+"""The state that Prometheus sees of one engine.
 
 Steps cost next to nothing: gauges and counters are read from the core's totals when Prometheus
-asks, and only histograms are updated as things happen. `vllm:` names show the same numbers.
+asks, and only histograms are updated as things happen. Names, labels and help are those of
+`metric_catalogue`; `vllm_metrics` shows the same numbers under vLLM's.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Self
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -19,147 +17,14 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from quire_engine.core.messages import CoreStats
-from quire_engine.errors import ConfigError
+from quire_engine.core.messages import CoreStats, Roofline
+from quire_engine.server import metric_catalogue as catalogue
+from quire_engine.server.histogram import Histogram
+from quire_engine.server.metric_catalogue import COMMON_LABELS, Declared
+from quire_engine.server.vllm_metrics import ALIASES, HISTOGRAM_ALIASES, Alias, Source, Values
 
-PREFIX = "quire_engine_"
-LABELS = ("model_name", "engine")
 ENGINE_LABEL = "0"
 """vLLM's dashboards select by it; each of our engines has a process and a port of its own."""
-
-LATENCY_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 7.5, 10, 20, 40, 60, 120, 240, 480, 960, 1920)
-FIRST_TOKEN_S = (
-    *(0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75),
-    *(1, 1.5, 2.5, 5, 7.5, 10, 20, 40, 60),
-)
-WAIT_S = (0.001, *FIRST_TOKEN_S)
-TOKEN_S = (
-    *(0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
-    *(0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5, 10),
-)
-STEP_TOKENS = tuple(2**power for power in range(15))
-COUNTS = (1, 2, 3, 4, 5, 10, 20)
-FINISH_REASONS = ("stop", "length", "abort", "error")
-REJECTION_REASONS = ("invalid", "queue_full", "draining")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A number that the core's state holds already."""
-
-    name: str
-    help: str
-    read: Callable[[CoreStats], float]
-    vllm: tuple[str, ...] = ()
-
-
-GAUGES = (
-    Reading(
-        "num_requests_running",
-        "Sequences that take part in steps.",
-        lambda stats: stats.num_running,
-        ("num_requests_running",),
-    ),
-    Reading(
-        "num_requests_waiting",
-        "Sequences that wait to be admitted.",
-        lambda stats: stats.num_waiting,
-        ("num_requests_waiting",),
-    ),
-    Reading(
-        "num_waiting_uncached_tokens",
-        "Prompt tokens still to compute, of waiting and running sequences.",
-        lambda stats: stats.num_waiting_uncached_tokens,
-    ),
-    Reading(
-        "kv_cache_usage_ratio",
-        "Share of the KV cache's blocks that live sequences hold, 0 to 1.",
-        lambda stats: stats.num_used_blocks / max(stats.num_total_blocks, 1),
-        ("kv_cache_usage_perc", "gpu_cache_usage_perc"),
-    ),
-    Reading(
-        "kv_cache_total_blocks", "Blocks of the KV cache.", lambda stats: stats.num_total_blocks
-    ),
-    Reading(
-        "prefill_tokens_per_second",
-        "Moving average of the speed of prefill; 0 before the first.",
-        lambda stats: stats.prefill_tokens_per_s,
-    ),
-    Reading(
-        "decode_step_seconds",
-        "Moving average of the duration of a step that only decodes; 0 before the first.",
-        lambda stats: stats.decode_step_s,
-    ),
-)
-COUNTERS = (
-    Reading("steps", "Steps of the engine.", lambda stats: stats.num_steps),
-    Reading("busy_seconds", "Time spent in steps.", lambda stats: stats.busy_s),
-    Reading(
-        "num_preemptions",
-        "Sequences that gave up their blocks and were computed again.",
-        lambda stats: stats.num_preemptions,
-        ("num_preemptions",),
-    ),
-    Reading(
-        "prompt_tokens",
-        "Prompt tokens processed, computed or taken from the cache.",
-        lambda stats: stats.num_prompt_tokens + stats.num_prefix_hit_tokens,
-        ("prompt_tokens",),
-    ),
-    Reading(
-        "prompt_tokens_cached",
-        "Prompt tokens taken from the cache.",
-        lambda stats: stats.num_prefix_hit_tokens,
-        ("prompt_tokens_cached",),
-    ),
-    Reading(
-        "generation_tokens",
-        "Tokens generated.",
-        lambda stats: stats.num_generated_tokens,
-        ("generation_tokens",),
-    ),
-    Reading(
-        "prefix_cache_queries",
-        "Prompt tokens looked up in the prefix cache.",
-        lambda stats: stats.num_prefix_queried_tokens,
-        ("prefix_cache_queries", "gpu_prefix_cache_queries"),
-    ),
-    Reading(
-        "prefix_cache_hits",
-        "Prompt tokens found in the prefix cache.",
-        lambda stats: stats.num_prefix_hit_tokens,
-        ("prefix_cache_hits", "gpu_prefix_cache_hits"),
-    ),
-)
-
-
-class Histogram:
-    """Counts of values by bucket; `observe` costs a bisection."""
-
-    __slots__ = ("bounds", "counts", "help", "name", "total", "vllm")
-
-    def __init__(
-        self, name: str, help_: str, bounds: Sequence[float], vllm: tuple[str, ...] | None = None
-    ) -> None:
-        self.name = name
-        self.help = help_
-        self.bounds = tuple(float(bound) for bound in bounds)
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-        self.vllm = (name,) if vllm is None else vllm
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Return (upper bound, values up to it), the last bound being +Inf."""
-        cumulative = 0
-        result: list[tuple[str, float]] = []
-        for bound, count in zip((*self.bounds, float("inf")), list(self.counts), strict=True):
-            cumulative += count
-            result.append((str(bound) if bound != float("inf") else "+Inf", cumulative))
-        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,73 +46,128 @@ class FinishedRequest:
     prefill_s: float | None = None
     decode_s: float | None = None
 
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Mean time per token after the first; None without any."""
+        if self.decode_s is None or self.max_num_generation_tokens < 2:
+            return None
+        return self.decode_s / (self.max_num_generation_tokens - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """What does not change while the engine runs."""
+
+    max_model_len: int
+    cache_info: Mapping[str, str]
+    """Labels of cache_config_info."""
+    info: Mapping[str, str] = field(default_factory=dict)
+    startup_s: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase of start-up."""
+    roofline: Roofline | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloTargets:
+    """What requests are judged by; None: not by that."""
+
+    first_token_s: float | None = None
+    seconds_per_token: float | None = None
+
+    @classmethod
+    def from_ms(cls, *, first_token_ms: float | None, per_token_ms: float | None) -> Self:
+        return cls(
+            first_token_s=None if first_token_ms is None else first_token_ms / 1e3,
+            seconds_per_token=None if per_token_ms is None else per_token_ms / 1e3,
+        )
+
+    def judge(self, request: FinishedRequest) -> str | None:
+        """Return one of SLO_RESULTS; None for a request that says nothing about the engine."""
+        if self == NO_TARGETS or request.finish_reason == "abort":
+            return None
+        if request.finish_reason == "error":
+            return "failed"
+        if request.queue_s is None or request.prefill_s is None:
+            return None
+        if _exceeds(request.queue_s + request.prefill_s, self.first_token_s):
+            return "slow_first_token"
+        if _exceeds(request.seconds_per_token, self.seconds_per_token):
+            return "slow_tokens"
+        return "met"
+
+
+NO_TARGETS = SloTargets()
+
+
+class Distribution:
+    """One of the engine's histograms, in its own buckets and in those of the names it has."""
+
+    __slots__ = ("_histograms",)
+
+    def __init__(self, *histograms: Histogram) -> None:
+        self._histograms = histograms
+
+    def observe(self, value: float, times: int = 1) -> None:
+        for histogram in self._histograms:
+            histogram.observe(value, times)
+
 
 class EngineMetrics(Collector):
-    """The state that Prometheus sees. Written by the event loop, read by the scraper's thread."""
+    """Written by the event loop, read by the scraper's thread."""
 
     def __init__(
-        self, model_name: str, *, max_model_len: int, cache_info: dict[str, str], compat: str = ""
+        self,
+        model_name: str,
+        description: EngineDescription,
+        *,
+        targets: SloTargets = NO_TARGETS,
+        compat: str = "",
     ) -> None:
         self._labels = (model_name, ENGINE_LABEL)
-        self._cache_info = cache_info
+        self._description = description
+        self._targets = targets
         self._has_vllm_names = compat == "vllm"
         self._stats = CoreStats()
-        self._finished = dict.fromkeys(FINISH_REASONS, 0)
-        self._rejected = dict.fromkeys(REJECTION_REASONS, 0)
-        tokens = _one_two_five(max_model_len)
-        self.first_token = Histogram(
-            "time_to_first_token_seconds", "Arrival to first token.", FIRST_TOKEN_S
-        )
-        self.inter_token = Histogram(
-            "inter_token_latency_seconds",
-            "Time between tokens of one completion.",
-            TOKEN_S,
-            ("inter_token_latency_seconds", "time_per_output_token_seconds"),
-        )
-        self._time_per_token = Histogram(
-            "request_time_per_output_token_seconds", "Mean time per token of a request.", TOKEN_S
-        )
-        self._latency = Histogram(
-            "e2e_request_latency_seconds", "Arrival to last token.", LATENCY_S
-        )
-        self._queue = Histogram(
-            "request_queue_time_seconds", "Arrival to first scheduled step.", WAIT_S
-        )
-        self._inference = Histogram(
-            "request_inference_time_seconds", "First scheduled step to last token.", LATENCY_S
-        )
-        self._prefill = Histogram(
-            "request_prefill_time_seconds", "First scheduled step to first token.", WAIT_S
-        )
-        self._decode = Histogram(
-            "request_decode_time_seconds", "First token to last token.", LATENCY_S
-        )
-        self._prompt_tokens = Histogram("request_prompt_tokens", "Tokens of the prompt.", tokens)
-        self._generation_tokens = Histogram(
-            "request_generation_tokens", "Tokens generated for a request.", tokens
-        )
-        self._longest = Histogram(
-            "request_max_num_generation_tokens", "Tokens of the longest completion.", tokens
-        )
-        self._computed = Histogram(
-            "request_prefill_kv_computed_tokens", "Prompt tokens not found in the cache.", tokens
-        )
-        self._params_n = Histogram("request_params_n", "Completions asked for.", (1, 2, 5, 10, 20))
-        self._params_max_tokens = Histogram(
-            "request_params_max_tokens", "The max_tokens asked for.", tokens
-        )
-        self._preemptions = Histogram(
-            "request_num_preemptions", "Times that a request was preempted.", COUNTS
-        )
-        self._step_tokens = Histogram(
-            "iteration_tokens_total", "Tokens computed in a step.", STEP_TOKENS
-        )
-        self._histograms = [value for value in vars(self).values() if isinstance(value, Histogram)]
+        self._stalled_s: Callable[[], float] = _never_stalled
+        self._finished = dict.fromkeys(catalogue.FINISH_REASONS, 0)
+        self._rejected = dict.fromkeys(catalogue.REJECTION_REASONS, 0)
+        self._judged = dict.fromkeys(catalogue.SLO_RESULTS, 0)
+        self._waited_s = dict.fromkeys(catalogue.WAIT_REASONS, 0.0)
+        self._num_wasted = {"aborted": 0, "failed": 0}
+        self._native: dict[str, dict[str, Histogram]] = {}
+        """By name and, where there is a label, its value; else "". """
+        self._aliased: dict[str, Histogram] = {}
+        new = self._new_distribution
+        self.first_token = new(catalogue.TIME_TO_FIRST_TOKEN)
+        self.inter_token = new(catalogue.INTER_TOKEN)
+        self._time_per_token = new(catalogue.TIME_PER_TOKEN)
+        self._latency = new(catalogue.LATENCY)
+        self._queue = new(catalogue.QUEUE)
+        self._inference = new(catalogue.INFERENCE)
+        self._prefill = new(catalogue.PREFILL)
+        self._decode = new(catalogue.DECODE)
+        self._prompt_tokens = new(catalogue.PROMPT_TOKENS)
+        self._generation_tokens = new(catalogue.GENERATION_TOKENS)
+        self._longest = new(catalogue.LONGEST)
+        self._computed = new(catalogue.COMPUTED)
+        self._params_n = new(catalogue.PARAMS_N)
+        self._params_max_tokens = new(catalogue.PARAMS_MAX_TOKENS)
+        self._preemptions = new(catalogue.PREEMPTED)
+        self._step_size = new(catalogue.STEP_SIZE)
+        self._step_s = {phase: new(catalogue.STEP_TIME, phase) for phase in catalogue.PHASES}
+
+    def watch_progress(self, stalled_s: Callable[[], float]) -> None:
+        """Report what this returns: the seconds without progress while there is work."""
+        self._stalled_s = stalled_s
 
     def on_step(self, stats: CoreStats) -> None:
+        elapsed_s = stats.busy_s - self._stats.busy_s
+        if stats.num_steps != self._stats.num_steps:
+            self._on_computed(stats)
         self._stats = stats
-        if stats.step_num_tokens:
-            self._step_tokens.observe(stats.step_num_tokens)
+        for reason, num_waiting in waiting_by_reason(stats).items():
+            if num_waiting:
+                self._waited_s[reason] += num_waiting * elapsed_s
 
     def on_rejected(self, reason: str) -> None:
         self._rejected[reason] += 1
@@ -255,6 +175,10 @@ class EngineMetrics(Collector):
     def on_finished(self, request: FinishedRequest) -> None:
         self._finished[request.finish_reason] += 1
         num_tokens = request.num_generation_tokens
+        if request.finish_reason in WASTE_OF:
+            self._num_wasted[WASTE_OF[request.finish_reason]] += num_tokens
+        if (result := self._targets.judge(request)) is not None:
+            self._judged[result] += 1
         self._latency.observe(request.latency_s)
         self._generation_tokens.observe(num_tokens)
         self._longest.observe(request.max_num_generation_tokens)
@@ -267,6 +191,40 @@ class EngineMetrics(Collector):
             self._computed.observe(request.num_prompt_tokens - request.num_cached_tokens)
         self._observe_phases(request)
 
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric, under each of its names."""
+        values = self._values(self._stats)
+        for declared in (*catalogue.STATE, *catalogue.TOTALS, *catalogue.REQUESTS):
+            yield self._numbers(declared, values[declared.name.removeprefix(catalogue.PREFIX)])
+        for declared in catalogue.HISTOGRAMS:
+            yield self._histogram(declared)
+        for declared in catalogue.DESCRIPTIONS:
+            yield self._described(declared)
+        if self._has_vllm_names:
+            yield from self._vllm()
+
+    def _new_distribution(self, declared: Declared, value: str = "") -> Distribution:
+        max_model_len = self._description.max_model_len
+        native = Histogram(bounds_of(declared, max_model_len))
+        self._native.setdefault(declared.name, {})[value] = native
+        histograms = {native.bounds: native}
+        if self._has_vllm_names:
+            for alias in HISTOGRAM_ALIASES:
+                if alias.native == declared.name:
+                    histogram = Histogram(alias.bounds(max_model_len))
+                    histogram = histograms.setdefault(histogram.bounds, histogram)
+                    self._aliased[alias.name] = histogram
+        return Distribution(*histograms.values())
+
+    def _on_computed(self, stats: CoreStats) -> None:
+        if not stats.step_num_tokens:
+            return
+        self._step_size.observe(stats.step_num_tokens)
+        num_prefill = stats.step_num_prefill_tokens
+        is_mixed = 0 < num_prefill < stats.step_num_tokens
+        phase = "mixed" if is_mixed else "prefill" if num_prefill else "decode"
+        self._step_s[phase].observe(stats.step_s)
+
     def _observe_phases(self, request: FinishedRequest) -> None:
         if request.queue_s is not None:
             self._queue.observe(request.queue_s)
@@ -275,118 +233,138 @@ class EngineMetrics(Collector):
         self._prefill.observe(request.prefill_s)
         self._decode.observe(request.decode_s)
         self._inference.observe(request.prefill_s + request.decode_s)
-        if request.max_num_generation_tokens > 1:
-            per_token = request.decode_s / (request.max_num_generation_tokens - 1)
-            self._time_per_token.observe(per_token)
+        if request.seconds_per_token is not None:
+            self._time_per_token.observe(request.seconds_per_token)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every metric, under each of its names."""
-        stats = self._stats
-        for gauge in GAUGES:
-            for name in self._names(gauge.name, gauge.vllm):
-                yield self._gauge(name, gauge.help, gauge.read(stats))
-        for counter in COUNTERS:
-            for name in self._names(counter.name, counter.vllm):
-                yield self._counter(name, counter.help, counter.read(stats))
-        for histogram in self._histograms:
-            for name in self._names(histogram.name, histogram.vllm):
-                yield self._histogram(name, histogram)
-        yield from self._labelled(stats)
-
-    def _labelled(self, stats: CoreStats) -> Iterator[Metric]:
-        sources = {
-            "local_compute": stats.num_prompt_tokens,
-            "local_cache_hit": stats.num_prefix_hit_tokens,
+    def _values(self, stats: CoreStats) -> dict[str, Values]:
+        """Return the gauges and counters, by name without prefix."""
+        return {
+            "num_requests_running": stats.num_running,
+            "num_requests_waiting": stats.num_waiting,
+            "num_requests_waiting_by_reason": waiting_by_reason(stats),
+            "num_waiting_uncached_tokens": stats.num_waiting_uncached_tokens,
+            "kv_cache_usage_ratio": stats.num_used_blocks / max(stats.num_total_blocks, 1),
+            "kv_cache_total_blocks": stats.num_total_blocks,
+            "prefill_tokens_per_second": stats.prefill_tokens_per_s,
+            "decode_step_seconds": stats.decode_step_s,
+            "roofline_ratio": self._roofline(stats),
+            "last_step_age_seconds": self._stalled_s(),
+            "steps_total": stats.num_steps,
+            "busy_seconds_total": stats.busy_s,
+            "num_preemptions_total": stats.num_preemptions,
+            "prompt_tokens_total": stats.num_prompt_tokens + stats.num_prefix_hit_tokens,
+            "prompt_tokens_cached_total": stats.num_prefix_hit_tokens,
+            "prompt_tokens_by_source_total": {
+                "local_compute": stats.num_prompt_tokens,
+                "local_cache_hit": stats.num_prefix_hit_tokens,
+            },
+            "generation_tokens_total": stats.num_generated_tokens,
+            "prefix_cache_queries_total": stats.num_prefix_queried_tokens,
+            "prefix_cache_hits_total": stats.num_prefix_hit_tokens,
+            "wait_seconds_total": self._waited_s,
+            "wasted_tokens_total": {
+                "preempted": stats.num_recomputed_tokens,
+                "overrun": stats.num_overrun_tokens,
+                **self._num_wasted,
+            },
+            "request_success_total": self._finished,
+            "admission_rejections_total": self._rejected,
+            "slo_requests_total": {} if self._targets == NO_TARGETS else self._judged,
         }
-        waiting = {"capacity": stats.num_waiting, "deferred": 0}
-        for name in self._names("request_success", ("request_success",)):
-            yield self._by(CounterMetricFamily, name, "finished_reason", self._finished)
-        for name in self._names("admission_rejections", ("admission_rejections",)):
-            yield self._by(CounterMetricFamily, name, "reason", self._rejected)
-        for name in self._names("prompt_tokens_by_source", ("prompt_tokens_by_source",)):
-            yield self._by(CounterMetricFamily, name, "source", sources)
-        if self._has_vllm_names:
-            name = "vllm:num_requests_waiting_by_reason"
-            yield self._by(GaugeMetricFamily, name, "reason", waiting)
-        for name in self._names("cache_config_info", ("cache_config_info",)):
-            info = GaugeMetricFamily(
-                name, "Shape of the KV cache.", labels=(*LABELS, *self._cache_info)
-            )
-            info.add_metric((*self._labels, *self._cache_info.values()), 1)
-            yield info
 
-    def _names(self, name: str, vllm: tuple[str, ...]) -> list[str]:
-        return [PREFIX + name, *(f"vllm:{alias}" for alias in vllm if self._has_vllm_names)]
+    def _numbers(self, declared: Declared, values: Values) -> Metric:
+        return self._family(declared.kind, declared.family, declared.help, declared.labels, values)
 
-    def _gauge(self, name: str, help_: str, value: float) -> Metric:
-        family = GaugeMetricFamily(name, help_, labels=LABELS)
-        family.add_metric(self._labels, value)
-        return family
+    def _described(self, declared: Declared) -> Metric:
+        described = self._description
+        match declared.name.removeprefix(catalogue.PREFIX):
+            case "startup_seconds":
+                return self._numbers(declared, described.startup_s)
+            case "slo_target_seconds":
+                return self._numbers(declared, self._target_values())
+            case "info":
+                return self._info(declared.name, declared.help, described.info)
+            case _:
+                return self._info(declared.name, declared.help, described.cache_info)
 
-    def _counter(self, name: str, help_: str, value: float) -> Metric:
-        family = CounterMetricFamily(name, help_, labels=LABELS)
-        family.add_metric(self._labels, value)
-        return family
+    def _roofline(self, stats: CoreStats) -> Mapping[str, float]:
+        roofline = self._description.roofline
+        return {} if roofline is None else roofline.shares(stats)
 
-    def _histogram(self, name: str, histogram: Histogram) -> Metric:
-        family = HistogramMetricFamily(name, histogram.help, labels=LABELS)
-        family.add_metric(self._labels, histogram.buckets(), histogram.total)
-        return family
+    def _target_values(self) -> Mapping[str, float]:
+        values = {
+            "time_to_first_token": self._targets.first_token_s,
+            "time_per_token": self._targets.seconds_per_token,
+        }
+        return {name: value for name, value in values.items() if value is not None}
 
-    def _by(
-        self,
-        family_type: type[CounterMetricFamily] | type[GaugeMetricFamily],
-        name: str,
-        label: str,
-        values: dict[str, int],
+    def _vllm(self) -> Iterator[Metric]:
+        source = Source(stats=self._stats, finished=self._finished, rejected=self._rejected)
+        for alias in ALIASES:
+            yield self._alias(alias, alias.read(source))
+        for follower in HISTOGRAM_ALIASES:
+            family = HistogramMetricFamily(follower.name, follower.help, labels=COMMON_LABELS)
+            histogram = self._aliased[follower.name]
+            family.add_metric(self._labels, histogram.buckets(), histogram.total)
+            yield family
+        info = self._description.cache_info
+        yield self._info("vllm:cache_config_info", "Shape of the KV cache.", info)
+
+    def _alias(self, alias: Alias, values: Values) -> Metric:
+        if isinstance(values, Mapping):
+            values = {value: values.get(value, 0.0) for value in alias.values}
+        labels = (alias.label,) if alias.label else ()
+        return self._family(alias.kind, alias.name, alias.help, labels, values)
+
+    def _family(
+        self, kind: str, name: str, help_: str, labels: tuple[str, ...], values: Values
     ) -> Metric:
-        family = family_type(name, LABELLED_HELP[label], labels=(*LABELS, label))
-        for value, number in values.items():
-            family.add_metric((*self._labels, value), number)
+        type_ = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+        family = type_(name, help_, labels=(*COMMON_LABELS, *labels))
+        if isinstance(values, Mapping):
+            for value, number in values.items():
+                family.add_metric((*self._labels, value), number)
+        else:
+            family.add_metric(self._labels, values)
+        return family
+
+    def _histogram(self, declared: Declared) -> Metric:
+        labels = (*COMMON_LABELS, *declared.labels)
+        family = HistogramMetricFamily(declared.name, declared.help, labels=labels)
+        for value, histogram in self._native[declared.name].items():
+            own = (value,) if declared.labels else ()
+            family.add_metric((*self._labels, *own), histogram.buckets(), histogram.total)
+        return family
+
+    def _info(self, name: str, help_: str, info: Mapping[str, str]) -> Metric:
+        family = GaugeMetricFamily(name, help_, labels=(*COMMON_LABELS, *info))
+        family.add_metric((*self._labels, *info.values()), 1)
         return family
 
 
-LABELLED_HELP = {
-    "finished_reason": "Requests that ended, by why.",
-    "reason": "Requests refused, or waiting, by why.",
-    "source": "Prompt tokens, by where they came from.",
-}
+WASTE_OF = {"abort": "aborted", "error": "failed"}
+"""Label of the tokens generated for a request, by how it ended in vain."""
 
 
-class MetricsServer:
-    """Serves /metrics from a thread of its own, with a registry of its own."""
-
-    def __init__(self, *, host: str, port: int) -> None:
-        """Bind and start, with nothing but the process to tell of.
-
-        Raises:
-            ConfigError: the port is taken.
-        """
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
-        self._server: WSGIServer
-        self._thread: Thread
-        try:
-            self._server, self._thread = start_http_server(port, host, self._registry)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot serve metrics on {host}:{port}: {error.strerror} (--metrics-port)"
-            ) from error
-
-    @property
-    def port(self) -> int:
-        return self._server.server_port
-
-    def add(self, metrics: Collector) -> None:
-        self._registry.register(metrics)
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def waiting_by_reason(stats: CoreStats) -> dict[str, int]:
+    """Return how many sequences wait, by what for; nobody overtakes the head of the queue."""
+    waiting = dict.fromkeys(catalogue.WAIT_REASONS, 0)
+    waiting["shared_prefix"] = stats.num_held
+    if stats.waits_for:
+        waiting[stats.waits_for] += stats.num_waiting - stats.num_held
+    return waiting
 
 
-def _one_two_five(limit: int) -> list[float]:
-    """Return 1, 2, 5, 10, 20, 50, ... up to `limit`."""
-    steps = (mantissa * 10**power for power in range(10) for mantissa in (1, 2, 5))
-    return [step for step in steps if step <= limit]
+def bounds_of(declared: Declared, max_model_len: int) -> tuple[float, ...]:
+    """Return the buckets for a model: counts of tokens end where its context does."""
+    if declared.buckets is not catalogue.TOKENS:
+        return declared.buckets
+    return catalogue.one_two_five(max_model_len)
+
+
+def _exceeds(value: float | None, target: float | None) -> bool:
+    return value is not None and target is not None and value > target
+
+
+def _never_stalled() -> float:
+    return 0.0

@@ -17,7 +17,7 @@ from quire_engine.server.assembly import assemble
 from quire_engine.server.async_engine import Core
 from quire_engine.server.config import METRICS_OFF, ServerConfig
 from quire_engine.server.engine_server import EngineServer
-from quire_engine.server.metrics import MetricsServer
+from quire_engine.server.metrics_server import MetricsServer
 from quire_engine.server.model_card import ModelCard
 from quire_engine.server.service import Serving
 

@@ -1,6 +1,7 @@
 import http.client
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -9,9 +10,19 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from quire_engine.core.messages import CoreStats
+from quire_engine.core.messages import CoreStats, Roofline
 from quire_engine.errors import ConfigError
-from quire_engine.server.metrics import EngineMetrics, FinishedRequest, Histogram, MetricsServer
+from quire_engine.server.histogram import Histogram
+from quire_engine.server.metric_catalogue import CATALOGUE, COMMON_LABELS, TIME_TO_FIRST_TOKEN
+from quire_engine.server.metrics import (
+    EngineDescription,
+    EngineMetrics,
+    FinishedRequest,
+    SloTargets,
+    bounds_of,
+    waiting_by_reason,
+)
+from quire_engine.server.metrics_server import MetricsServer
 
 STATS = CoreStats(
     num_running=3,
@@ -41,8 +52,25 @@ FINISHED = FinishedRequest(
 )
 
 
-def new_metrics(compat: str = "") -> EngineMetrics:
-    return EngineMetrics("tiny", max_model_len=1000, cache_info={"block_size": "16"}, compat=compat)
+DESCRIPTION = EngineDescription(
+    max_model_len=1000,
+    cache_info={
+        "block_size": "16",
+        "num_gpu_blocks": "100",
+        "cache_dtype": "bfloat16",
+        "enable_prefix_caching": "True",
+    },
+    info={"version": "1", "dtype": "bfloat16", "device": "cpu"},
+    startup_s={"weights": 1.5},
+    roofline=Roofline(
+        weight_bytes=100, block_bytes=4, num_parameters=50, peak_bytes_per_s=1e4, peak_flops=1e6
+    ),
+)
+TARGETS = SloTargets(first_token_s=1.0, seconds_per_token=0.2)
+
+
+def new_metrics(compat: str = "", targets: SloTargets = TARGETS) -> EngineMetrics:
+    return EngineMetrics("tiny", DESCRIPTION, compat=compat, targets=targets)
 
 
 def scrape(port: int, accept: str = "text/plain") -> str:
@@ -149,7 +177,7 @@ def test_a_request_that_ended_early_counts_without_its_phases() -> None:
 
 
 def test_buckets_are_cumulative_and_hold_their_bound() -> None:
-    histogram = Histogram("x_seconds", "X.", (1, 2, 5))
+    histogram = Histogram((1, 2, 5))
     for value in (0.5, 1.0, 1.5, 9.0):
         histogram.observe(value)
     histogram.observe(2.0, 3)
@@ -159,9 +187,9 @@ def test_buckets_are_cumulative_and_hold_their_bound() -> None:
 
 
 def test_first_token_buckets_reach_from_5_ms_to_60_s() -> None:
-    bounds = new_metrics().first_token.bounds
+    bounds = TIME_TO_FIRST_TOKEN.buckets
 
-    assert (bounds[0], bounds[-1]) == (0.005, 60.0)
+    assert (bounds[0], bounds[-1]) == (0.005, 60)
     assert list(bounds) == sorted(set(bounds))
 
 
@@ -227,3 +255,131 @@ def test_names_carry_their_units() -> None:
 def test_a_port_in_use_is_a_configuration_error(server: MetricsServer) -> None:
     with pytest.raises(ConfigError, match=f"cannot serve metrics on 127.0.0.1:{server.port}"):
         MetricsServer(host="127.0.0.1", port=server.port)
+
+
+def test_what_is_exposed_is_what_the_catalogue_declares() -> None:
+    metrics = new_metrics()
+    metrics.on_step(replace(STATS, decode_step_s=0.1, prefill_tokens_per_s=100.0))
+
+    families = {family.name: family for family in parse(exposition(metrics))}
+
+    assert set(families) == {declared.family for declared in CATALOGUE}
+    for declared in CATALOGUE:
+        family = families[declared.family]
+        assert family.type == declared.kind, declared.name
+        assert family.documentation == declared.help
+        for sample in family.samples:
+            labels = set(sample.labels) - {"le"}
+            assert labels == {*COMMON_LABELS, *declared.labels}, declared.name
+        if declared.values:
+            shown = {sample.labels[declared.labels[0]] for sample in family.samples}
+            assert shown == set(declared.values), declared.name
+        if declared.kind == "histogram":
+            bounds = {s.labels["le"] for s in family.samples if "le" in s.labels}
+            limits = [float(bound) for bound in bounds_of(declared, DESCRIPTION.max_model_len)]
+            assert bounds == {*map(str, limits), "+Inf"}, declared.name
+
+
+def test_waiting_sequences_are_told_apart_by_what_they_wait_for() -> None:
+    stats = CoreStats(num_waiting=5, num_held=2, waits_for="kv_space")
+
+    assert waiting_by_reason(stats) == {
+        "seats": 0,
+        "kv_space": 3,
+        "budget": 0,
+        "shared_prefix": 2,
+    }
+
+
+def test_time_waited_adds_up_over_sequences_and_steps() -> None:
+    metrics = new_metrics()
+    for busy_s in (0.5, 0.75):
+        metrics.on_step(CoreStats(num_waiting=4, waits_for="seats", busy_s=busy_s))
+
+    waited = samples(metrics)["quire_engine_wait_seconds_total"]
+
+    assert {sample.labels["reason"]: sample.value for sample in waited}["seats"] == 4 * 0.75
+
+
+def test_tokens_of_aborted_and_failed_requests_count_as_wasted() -> None:
+    metrics = new_metrics()
+    metrics.on_step(CoreStats(num_recomputed_tokens=7, num_overrun_tokens=2))
+    metrics.on_finished(replace(FINISHED, finish_reason="abort", num_generation_tokens=5))
+    metrics.on_finished(replace(FINISHED, finish_reason="error", num_generation_tokens=3))
+    metrics.on_finished(FINISHED)
+
+    wasted = samples(metrics)["quire_engine_wasted_tokens_total"]
+
+    assert {sample.labels["reason"]: sample.value for sample in wasted} == {
+        "preempted": 7,
+        "overrun": 2,
+        "aborted": 5,
+        "failed": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("request_", "result"),
+    [
+        (FINISHED, "met"),
+        (replace(FINISHED, queue_s=0.6), "slow_first_token"),
+        (replace(FINISHED, decode_s=3.0), "slow_tokens"),
+        (replace(FINISHED, finish_reason="error"), "failed"),
+        (replace(FINISHED, finish_reason="abort"), None),
+    ],
+)
+def test_requests_are_judged_by_the_targets(request_: FinishedRequest, result: str | None) -> None:
+    metrics = new_metrics()
+    metrics.on_finished(request_)
+
+    judged = samples(metrics)["quire_engine_slo_requests_total"]
+
+    assert [s.labels["result"] for s in judged if s.value] == ([result] if result else [])
+
+
+def test_without_targets_nothing_is_judged() -> None:
+    metrics = new_metrics(targets=SloTargets())
+    metrics.on_finished(FINISHED)
+
+    assert "quire_engine_slo_requests_total" not in samples(metrics)
+    assert "quire_engine_slo_target_seconds" not in samples(metrics)
+
+
+def test_roofline_shares_follow_from_the_last_steps() -> None:
+    metrics = new_metrics()
+    metrics.on_step(replace(STATS, decode_step_s=0.1, prefill_tokens_per_s=100.0))
+
+    shares = samples(metrics)["quire_engine_roofline_ratio"]
+
+    # 100 bytes of weights and 25 blocks of 4; 2 * 50 operations per token.
+    assert {sample.labels["phase"]: sample.value for sample in shares} == {
+        "decode": pytest.approx(200 / 0.1 / 1e4),
+        "prefill": pytest.approx(100 * 100 / 1e6),
+    }
+
+
+def test_a_hung_engine_shows_in_the_age_of_its_last_step() -> None:
+    metrics = new_metrics()
+    metrics.watch_progress(lambda: 12.5)
+
+    assert samples(metrics)["quire_engine_last_step_age_seconds"][0].value == 12.5
+
+
+@pytest.mark.parametrize(
+    ("num_prefill_tokens", "phase"), [(0, "decode"), (12, "prefill"), (4, "mixed")]
+)
+def test_steps_are_timed_by_what_they_computed(num_prefill_tokens: int, phase: str) -> None:
+    metrics = new_metrics()
+    metrics.on_step(replace(STATS, step_num_prefill_tokens=num_prefill_tokens, step_s=0.02))
+
+    counts = samples(metrics)["quire_engine_step_seconds_count"]
+
+    assert [sample.labels["phase"] for sample in counts if sample.value] == [phase]
+
+
+def test_what_is_said_twice_of_one_step_counts_once() -> None:
+    metrics = new_metrics()
+    metrics.on_step(STATS)
+    metrics.on_step(STATS)
+
+    assert samples(metrics)["quire_engine_iteration_tokens_total_count"][0].value == 1
