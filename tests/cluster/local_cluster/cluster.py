@@ -15,6 +15,7 @@ from local_cluster.gpu_nodes import SimulatedNode
 from local_cluster.identity import read_token, write_kubeconfig
 from local_cluster.owner import Owned, own_cluster
 from local_cluster.processes import run_command
+from local_cluster.reader import Reader
 from local_cluster.tools import cache_folder
 from local_cluster.tunnel import Tunnel
 
@@ -75,7 +76,7 @@ class Cluster:
         while not is_true():
             if time.monotonic() - started_at > timeout_s:
                 raise ClusterError(f"{what}: not so after {timeout_s} s")
-            time.sleep(0.2)
+            time.sleep(0.5)
         return time.monotonic() - started_at
 
     @contextmanager
@@ -103,14 +104,23 @@ class LocalCluster(Cluster):
     registry = REGISTRY_ADDRESS
     """The registry as the cluster's network knows it; images are named `registry.test/...`."""
 
-    def __init__(self, owned: Owned, num_nodes: int, kubeconfig: Path) -> None:
+    def __init__(self, owned: Owned, num_nodes: int, kubeconfig: Path, reader: Reader) -> None:
         super().__init__(kubeconfig, [str(cache_folder() / "tools" / "kubectl")])
+        self._reader = reader
         self.nodes = tuple(node_name(index) for index in range(1, num_nodes + 1))
         self.logs: Path = owned.folder
         """Logs of every component: log/*.log, and node*/*.log for kubelets and proxies."""
         self._owned = owned
         self._num_gpus: dict[str, int] = {}
         self._simulates = False
+
+    def get(self, kind: str, name: str = "", *, namespace: str = "default") -> Manifest:
+        """Return one object, or the list of all of a kind when `name` is empty."""
+        return self._reader.get(kind, name, namespace)
+
+    def items(self, kind: str, *, namespace: str = "default", selector: str = "") -> list[Manifest]:
+        """Return every object of a kind that the label selector matches."""
+        return self._reader.items(kind, namespace, selector)
 
     @contextmanager
     def tunnel(self, service: str, port: int, *, namespace: str = "default") -> Iterator[str]:
@@ -183,5 +193,6 @@ def start_cluster(*, num_nodes: int = 2) -> Iterator[LocalCluster]:
         api = stack.enter_context(Tunnel(owned.network, CONTROL_IP, API_PORT))
         pki, kubeconfig = owned.folder / "pki", owned.folder / "kubeconfig"
         token = read_token(pki / "admin.kubeconfig")
-        write_kubeconfig(kubeconfig, pki / "ca.crt", f"https://{api.address}", token)
-        yield LocalCluster(owned, num_nodes, kubeconfig)
+        server, authority = f"https://{api.address}", pki / "ca.crt"
+        write_kubeconfig(kubeconfig, authority, server, token)
+        yield LocalCluster(owned, num_nodes, kubeconfig, Reader(server, authority, token))
