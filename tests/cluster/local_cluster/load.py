@@ -23,18 +23,26 @@ class Answer:
 
 
 class Load:
-    """A bounded number of clients that chat without a pause until the `with` block ends.
+    """A bounded number of clients that chat until the `with` block ends.
 
-    A request is sent once: what fails is seen, not repeated.
+    A request is sent once: what fails is seen, not repeated. Clients rest between requests, because
+    an engine that starts meanwhile needs the same two cores.
     """
 
     def __init__(
-        self, address: str, model: str, *, num_clients: int = 2, max_tokens: int = 24
+        self,
+        address: str,
+        model: str,
+        *,
+        num_clients: int = 2,
+        max_tokens: int = 24,
+        rest_s: float = 0.25,
     ) -> None:
         self._address = address
         self._model = model
         self._num_clients = num_clients
         self._max_tokens = max_tokens
+        self._rest_s = rest_s
         self._answers: list[Answer] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -72,6 +80,7 @@ class Load:
         ) as client:
             while not self._stop.is_set() and len(self._answers) < MAX_REQUESTS:
                 await self._ask(client, f"Client {number} asks: what is the capital of France?")
+                await asyncio.sleep(self._rest_s)
 
     async def _ask(self, client: openai.AsyncOpenAI, question: str) -> None:
         started_at, text, error = time.monotonic(), "", ""
@@ -91,7 +100,5 @@ class Load:
                 error = "the stream ended without a finish_reason"
         except Exception as caught:  # whatever went wrong is what tests look at
             error = f"{type(caught).__name__}: {caught}"
-            # A server that is not there is asked again after a breath, not in a tight loop.
-            await asyncio.sleep(0.2)
         took_s = time.monotonic() - started_at
         self._answers.append(Answer(started_at=started_at, took_s=took_s, text=text, error=error))
