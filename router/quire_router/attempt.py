@@ -52,6 +52,7 @@ class Attempt:
         self.replica.breaker.ended()
         self._load.ended(id(self))
         self._decision.cancelled()
+        self.replica.counts.num_cancelled += 1
 
     def evict(self, reason: str) -> None:
         """Take the request back from a replica that does not answer."""
@@ -64,15 +65,24 @@ class Attempt:
             self.on_error(pb.Error(code=14, message="the engine aborted the request"))
             return
         if not self.is_started:
-            self.is_started = True
-            self._load.started(id(self))
-            self.replica.counts.num_cached_tokens += response.prompt.num_cached_tokens
-            self._decision.started(response.prompt.num_cached_tokens)
+            self._start(response, is_last=is_last)
         if is_last:
             self._load.ended(id(self))
             self.replica.breaker.succeeded()
+            self.replica.counts.num_completion_tokens += response.usage.num_completion_tokens
             self._decision.done(response.usage)
         self.stream.push(response, is_last=is_last)
+
+    def _start(self, response: pb.GenerateResponse, *, is_last: bool) -> None:
+        self.is_started = True
+        self._load.started(id(self))
+        counts = self.replica.counts
+        counts.num_cached_tokens += response.prompt.num_cached_tokens
+        self._decision.started(response.prompt.num_cached_tokens)
+        counts.num_first_tokens += 1
+        # An answer that comes as a whole says itself when it began.
+        elapsed_s = response.usage.time_to_first_token_s if is_last else None
+        counts.first_token_s += elapsed_s or self._decision.first_response_s or 0.0
 
     def on_error(self, error: pb.Error) -> None:
         meaning = verdict(error)

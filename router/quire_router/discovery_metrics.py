@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quire_router import metric_catalogue as catalogue
 from quire_router.discovery_status import DiscoveryStatus
-
-PREFIX = "quire_router_discovery_"
+from quire_router.metric_catalogue import Declared
 
 
 class DiscoveryCollector(Collector):
@@ -23,32 +23,12 @@ class DiscoveryCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        yield self._gauge(
-            "age_seconds",
-            "Time since the source of replicas was last heard; old: new replicas go unnoticed",
-            lambda status: status.age_s,
-        )
-        yield self._gauge(
-            "synced",
-            "1 once the source has told which replicas there are",
-            lambda status: status.heard_at is not None,
-        )
-        lists = CounterMetricFamily(
-            PREFIX + "lists", "Complete sets of replicas that were asked for", labels=["source"]
-        )
-        failures = CounterMetricFamily(
-            PREFIX + "failures",
-            "Attempts to ask that failed, by reason",
-            labels=["source", "reason"],
-        )
-        endpoints = GaugeMetricFamily(
-            PREFIX + "endpoints", "Endpoints of the source, by state", labels=["source", "state"]
-        )
-        pods = GaugeMetricFamily(
-            "quire_router_replica_info",
-            "1 for the pod and the node that a replica's address belongs to",
-            labels=["replica", "pod", "node"],
-        )
+        yield self._gauge(catalogue.DISCOVERY_AGE, lambda status: status.age_s)
+        yield self._gauge(catalogue.DISCOVERY_SYNCED, lambda status: status.heard_at is not None)
+        lists = _counter(catalogue.DISCOVERY_LISTS)
+        failures = _counter(catalogue.DISCOVERY_FAILURES)
+        endpoints = _gauge(catalogue.DISCOVERY_ENDPOINTS)
+        pods = _gauge(catalogue.REPLICA_INFO)
         for status in self._statuses:
             lists.add_metric([status.source], status.num_lists)
             for reason, num in status.failures.items():
@@ -59,8 +39,16 @@ class DiscoveryCollector(Collector):
                 pods.add_metric([target, endpoint.pod, endpoint.node], 1)
         yield from (lists, failures, endpoints, pods)
 
-    def _gauge(self, name: str, help_: str, value: Callable[[DiscoveryStatus], float]) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, help_, labels=["source"])
+    def _gauge(self, declared: Declared, value: Callable[[DiscoveryStatus], float]) -> Metric:
+        family = _gauge(declared)
         for status in self._statuses:
             family.add_metric([status.source], float(value(status)))
         return family
+
+
+def _gauge(declared: Declared) -> GaugeMetricFamily:
+    return GaugeMetricFamily(declared.name, declared.help, labels=declared.labels)
+
+
+def _counter(declared: Declared) -> CounterMetricFamily:
+    return CounterMetricFamily(declared.family, declared.help, labels=declared.labels)

@@ -135,13 +135,14 @@ class PoolDispatcher:
         if not replicas:
             return False
         hashes = [_hashes(replica, stream) for replica in replicas]
-        with self._metrics.decision_s.time():
+        with self._metrics.deciding(replicas, is_by_cost=self._is_by_cost):
             cached = [
                 replica.index.num_cached(known) * replica.info.block_size
                 for replica, known in zip(replicas, hashes, strict=True)
             ]
             candidates = snapshot(replicas, cached)
             chosen = self._choose(candidates, stream.num_prompt_tokens)
+        self._metrics.decided(candidates, candidates[chosen], stream.num_prompt_tokens)
         decision = self._decide(stream, candidates, chosen)
         self._send(stream, replicas[chosen], hashes[chosen], decision)
         return True

@@ -1,75 +1,75 @@
-"""Metrics of the HTTP side. The pool side declares its own on the same registry."""
+"""Metrics of the HTTP side, updated as requests are answered."""
 
 import asyncio
+from dataclasses import dataclass
+from typing import Self
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
-LATENCY_BUCKETS_S = (
-    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0),
-)
-TOKEN_BUCKETS = (1, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
+from quire_router import metric_catalogue as catalogue
+
 LAG_INTERVAL_S = 0.5
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloTargets:
+    """What requests are judged by; None: not by that."""
+
+    first_token_s: float | None = None
+    seconds_per_token: float | None = None
+
+    @classmethod
+    def from_ms(cls, *, first_token_ms: float | None, per_token_ms: float | None) -> Self:
+        return cls(
+            first_token_s=None if first_token_ms is None else first_token_ms / 1e3,
+            seconds_per_token=None if per_token_ms is None else per_token_ms / 1e3,
+        )
+
+    def judge(self, first_token_s: float, seconds_per_token: float) -> str:
+        """Return one of SLO_RESULTS."""
+        if self.first_token_s is not None and first_token_s > self.first_token_s:
+            return "slow_first_token"
+        if self.seconds_per_token is not None and seconds_per_token > self.seconds_per_token:
+            return "slow_tokens"
+        return "met"
+
+
+NO_TARGETS = SloTargets()
+
+
 class HttpMetrics:
-    """Every metric of the HTTP side, declared once."""
+    """The metrics of `metric_catalogue.HTTP` in a registry."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
-            return Histogram(name, text, labels, buckets=LATENCY_BUCKETS_S, registry=registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        self.requests = counter(
-            "quire_router_requests_total", "Requests answered.", ("route", "status")
-        )
-        self.in_flight = Gauge(
-            "quire_router_requests_in_flight",
-            "Requests to generate that are being answered.",
-            registry=registry,
-        )
-        self.disconnects = counter(
-            "quire_router_client_disconnects_total",
-            "Requests whose client went away before the end.",
-            ("route",),
-        )
-        self.request_s = histogram(
-            "quire_router_request_duration_seconds",
-            "From the request to its last byte.",
-            ("route",),
-        )
-        self.first_token_s = histogram(
-            "quire_router_time_to_first_token_seconds",
-            "From a request to its first generated token, as the router sees it; streams only.",
-        )
-        self.inter_token_s = histogram(
-            "quire_router_inter_token_latency_seconds",
-            "Between two pieces of one stream's generation.",
-        )
-        self.prompt_tokens = counter("quire_router_prompt_tokens_total", "Tokens of prompts.")
-        self.cached_tokens = counter(
-            "quire_router_cached_prompt_tokens_total", "Tokens of prompts found in a cache."
-        )
-        self.completion_tokens = counter(
-            "quire_router_completion_tokens_total", "Tokens generated."
-        )
-        self.tokenize_s = histogram(
-            "quire_router_tokenize_seconds", "Tokenizing a text that was not in the cache."
-        )
-        self._tokenizer_cache = counter(
-            "quire_router_tokenizer_cache_total", "Texts looked up.", ("result",)
-        )
-        self._hits = self._tokenizer_cache.labels("hit")
-        self._misses = self._tokenizer_cache.labels("miss")
-        self.loop_lag_s = histogram(
-            "quire_router_event_loop_lag_seconds",
-            "How late the event loop runs what is due.",
-        )
+    def __init__(
+        self, registry: CollectorRegistry, *, targets: SloTargets = NO_TARGETS, version: str = ""
+    ) -> None:
+        self.requests = catalogue.REQUESTS.counter(registry)
+        self.in_flight = catalogue.IN_FLIGHT.gauge(registry)
+        self.disconnects = catalogue.DISCONNECTS.counter(registry)
+        self.request_s = catalogue.REQUEST_S.histogram(registry)
+        self.first_token_s = catalogue.TIME_TO_FIRST_TOKEN.histogram(registry)
+        self.inter_token_s = catalogue.INTER_TOKEN.histogram(registry)
+        self.prompt_tokens = catalogue.PROMPT_TOKENS.counter(registry)
+        self.cached_tokens = catalogue.CACHED_PROMPT_TOKENS.counter(registry)
+        self.completion_tokens = catalogue.COMPLETION_TOKENS.counter(registry)
+        self.tokenize_s = catalogue.TOKENIZE.histogram(registry)
+        cache = catalogue.TOKENIZER_CACHE.counter(registry)
+        self._hits, self._misses = cache.labels("hit"), cache.labels("miss")
+        self.loop_lag_s = catalogue.LOOP_LAG.histogram(registry)
+        self._targets = targets
+        self._judged = catalogue.SLO_REQUESTS.counter(registry)
+        self._show_targets(registry)
+        catalogue.INFO.gauge(registry).labels(version).set(1)
 
     def tokenizer_cache(self, *, hit: bool) -> None:
         (self._hits if hit else self._misses).inc()
+
+    def judge(self, *, first_token_s: float, generation_s: float, num_tokens: int) -> None:
+        """Count a request that ended well by the targets; it has `num_tokens` in its longest."""
+        if self._targets == NO_TARGETS:
+            return
+        per_token_s = generation_s / (num_tokens - 1) if num_tokens > 1 else 0.0
+        self._judged.labels(self._targets.judge(first_token_s, per_token_s)).inc()
 
     async def watch_loop_lag(self) -> None:
         """Measure the event loop's lag until cancelled."""
@@ -78,3 +78,14 @@ class HttpMetrics:
             due = loop.time() + LAG_INTERVAL_S
             await asyncio.sleep(LAG_INTERVAL_S)
             self.loop_lag_s.observe(max(0.0, loop.time() - due))
+
+    def _show_targets(self, registry: CollectorRegistry) -> None:
+        shown = catalogue.SLO_TARGET.gauge(registry)
+        if self._targets == NO_TARGETS:
+            return
+        for result in catalogue.SLO_RESULTS:
+            self._judged.labels(result)
+        if self._targets.first_token_s is not None:
+            shown.labels("time_to_first_token").set(self._targets.first_token_s)
+        if self._targets.seconds_per_token is not None:
+            shown.labels("time_per_token").set(self._targets.seconds_per_token)

@@ -5,106 +5,85 @@ of a replica that is gone are gone with it.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from quire_engine.rpc import engine_pb2 as pb
+from quire_router import metric_catalogue as catalogue
+from quire_router.metric_catalogue import Declared
+from quire_router.policy import Candidate
 from quire_router.pool import Pool
 from quire_router.prefix_index import IndexMode
 from quire_router.replica import Replica, ReplicaState
 
-DECISION_BUCKETS_S = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2)
-PREFIX = "quire_router_replica_"
+PREFIX = f"{catalogue.PREFIX}replica_"
 
-Value = Callable[[Replica], float]
-
-GAUGES: tuple[tuple[str, str, Value], ...] = (
-    ("up", "1 when the replica can be sent requests", lambda r: r.state is ReplicaState.READY),
-    ("running", "Requests running on the replica, of all routers", lambda r: _load(r).num_running),
-    ("waiting", "Requests waiting on the replica, of all routers", lambda r: _load(r).num_waiting),
-    ("in_flight", "Requests of this router on the replica", lambda r: r.load.num_own),
-    (
-        "queued_tokens",
-        "Prompt tokens that the replica has yet to compute, as decisions see it",
-        lambda r: r.load.queued_tokens,
-    ),
-    (
-        "kv_usage_ratio",
-        "Share of the replica's KV blocks that live requests use",
-        lambda r: _load(r).num_used_blocks / (_load(r).num_total_blocks or 1),
-    ),
-    (
-        "prefill_tokens_per_second",
-        "Prompt tokens per second that the replica has measured",
-        lambda r: _load(r).prefill_tokens_per_s,
-    ),
-    (
-        "prefix_index_blocks",
-        "Blocks that this router believes cached there",
-        lambda r: r.index.num_known,
-    ),
-    (
-        "prefix_index_age_seconds",
-        "Time since the last event of the replica's prefix cache",
-        lambda r: time.monotonic() - r.index.updated_at if r.index.updated_at else 0.0,
-    ),
-    (
-        "breaker_open",
-        "1 while the circuit breaker keeps requests away",
-        lambda r: r.breaker.is_open,
-    ),
-)
-
-COUNTERS: tuple[tuple[str, str, Value], ...] = (
-    (
-        "requests",
-        "Requests sent to the replica, retries included",
-        lambda r: r.counts.num_dispatched,
-    ),
-    ("prompt_tokens", "Prompt tokens sent to the replica", lambda r: r.counts.num_prompt_tokens),
-    (
-        "expected_cached_tokens",
-        "Prompt tokens that decisions expected to be cached there",
-        lambda r: r.counts.num_expected_cached_tokens,
-    ),
-    (
-        "cached_tokens",
-        "Prompt tokens that the replica found cached",
-        lambda r: r.counts.num_cached_tokens,
-    ),
-    ("connections", "Times that the session was opened", lambda r: r.counts.num_connections),
-    (
-        "kv_subscriptions",
-        "Times that cache events were subscribed to",
-        lambda r: r.counts.num_kv_subscriptions,
-    ),
-)
+READ: dict[str, Callable[[Replica], float]] = {
+    "up": lambda r: r.state is ReplicaState.READY,
+    "running": lambda r: _load(r).num_running,
+    "waiting": lambda r: _load(r).num_waiting,
+    "in_flight": lambda r: r.load.num_own,
+    "queued_tokens": lambda r: r.load.queued_tokens,
+    "kv_usage_ratio": lambda r: _load(r).num_used_blocks / (_load(r).num_total_blocks or 1),
+    "prefill_tokens_per_second": lambda r: _load(r).prefill_tokens_per_s,
+    "decode_step_seconds": lambda r: _load(r).decode_step_s,
+    "load_age_seconds": lambda r: r.silence_s,
+    "prefix_index_blocks": lambda r: r.index.num_known,
+    "prefix_index_age_seconds": lambda r: _age_s(r.index.updated_at),
+    "breaker_open": lambda r: r.breaker.is_open,
+    "requests": lambda r: r.counts.num_dispatched,
+    "prompt_tokens": lambda r: r.counts.num_prompt_tokens,
+    "expected_cached_tokens": lambda r: r.counts.num_expected_cached_tokens,
+    "cached_tokens": lambda r: r.counts.num_cached_tokens,
+    "completion_tokens": lambda r: r.counts.num_completion_tokens,
+    "cancelled": lambda r: r.counts.num_cancelled,
+    "connections": lambda r: r.counts.num_connections,
+    "kv_subscriptions": lambda r: r.counts.num_kv_subscriptions,
+}
 
 
 class DispatchMetrics:
     """What happens between a request and a replica."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.decision_s = Histogram(
-            "quire_router_decision_seconds",
-            "Time to choose a replica, hashing the prompt apart",
-            buckets=DECISION_BUCKETS_S,
-            registry=registry,
+        decision_s = catalogue.DECISION.histogram(registry)
+        self._decision_s = {mode: decision_s.labels(mode) for mode in catalogue.DECISION_MODES}
+        self._decisions, self._prompt_tokens, self._expected_tokens = (
+            {match: counter.labels(match) for match in catalogue.PREFIX_MATCHES}
+            for counter in (
+                catalogue.DECISIONS.counter(registry),
+                catalogue.DECIDED_PROMPT_TOKENS.counter(registry),
+                catalogue.DECIDED_EXPECTED_TOKENS.counter(registry),
+            )
         )
-        self.retries = Counter(
-            "quire_router_retries",
-            "Requests sent to another replica after one failed them, by reason",
-            ["reason"],
-            registry=registry,
-        )
-        self.parked = Gauge(
-            "quire_router_parked_requests",
-            "Requests that wait for a replica to become ready",
-            registry=registry,
-        )
+        self.retries = catalogue.RETRIES.counter(registry)
+        self.parked = catalogue.PARKED.gauge(registry)
+
+    def deciding(
+        self, replicas: Iterable[Replica], *, is_by_cost: bool
+    ) -> AbstractContextManager[object]:
+        """Time a decision among these."""
+        mode = _decision_mode(replicas) if is_by_cost else "least-requests"
+        return self._decision_s[mode].time()
+
+    def decided(
+        self, candidates: Sequence[Candidate], chosen: Candidate, num_prompt_tokens: int
+    ) -> None:
+        """Count a decision, and what it hopes for."""
+        most = max(candidate.cached_tokens for candidate in candidates)
+        match = "none" if not most else "best" if chosen.cached_tokens == most else "passed_over"
+        self._decisions[match].inc()
+        self._prompt_tokens[match].inc(num_prompt_tokens)
+        self._expected_tokens[match].inc(chosen.cached_tokens)
 
 
 class ReplicaCollector(Collector):
@@ -119,16 +98,9 @@ class ReplicaCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         replicas = self._pool.replicas
-        for name, help_, value in GAUGES:
-            gauge = GaugeMetricFamily(PREFIX + name, help_, labels=["replica"])
-            for replica in replicas:
-                gauge.add_metric([replica.address], float(value(replica)))
-            yield gauge
-        for name, help_, value in COUNTERS:
-            counter = CounterMetricFamily(PREFIX + name, help_, labels=["replica"])
-            for replica in replicas:
-                counter.add_metric([replica.address], float(value(replica)))
-            yield counter
+        for declared in (*catalogue.REPLICA_NUMBERS, *catalogue.REPLICA_TOTALS):
+            yield _numbers(declared, replicas)
+        yield _first_tokens(replicas)
         yield _failures(replicas)
         yield _states(replicas)
         yield _modes(replicas)
@@ -138,12 +110,41 @@ def _load(replica: Replica) -> pb.Load:
     return replica.load.report
 
 
+def _age_s(since: float) -> float:
+    return time.monotonic() - since if since else 0.0
+
+
+def _decision_mode(replicas: Iterable[Replica]) -> str:
+    modes = {replica.index.mode for replica in replicas}
+    if IndexMode.DEGRADED in modes:
+        return "degraded"
+    return "exact" if IndexMode.EXACT in modes else "off"
+
+
+def _family(declared: Declared) -> GaugeMetricFamily | CounterMetricFamily:
+    type_ = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
+    return type_(declared.family, declared.help, labels=declared.labels)
+
+
+def _numbers(declared: Declared, replicas: Iterable[Replica]) -> Metric:
+    family = _family(declared)
+    read = READ[declared.family.removeprefix(PREFIX)]
+    for replica in replicas:
+        family.add_metric([replica.address], float(read(replica)))
+    return family
+
+
+def _first_tokens(replicas: Iterable[Replica]) -> Metric:
+    declared = catalogue.REPLICA_FIRST_TOKEN
+    family = SummaryMetricFamily(declared.name, declared.help, labels=declared.labels)
+    for replica in replicas:
+        counts = replica.counts
+        family.add_metric([replica.address], counts.num_first_tokens, counts.first_token_s)
+    return family
+
+
 def _failures(replicas: Iterable[Replica]) -> Metric:
-    family = CounterMetricFamily(
-        PREFIX + "failures",
-        "Requests that the replica did not serve, by reason",
-        labels=["replica", "reason"],
-    )
+    family = _family(catalogue.REPLICA_FAILURES)
     for replica in replicas:
         for verdict, num in replica.counts.num_failures.items():
             family.add_metric([replica.address, verdict.value], num)
@@ -151,9 +152,7 @@ def _failures(replicas: Iterable[Replica]) -> Metric:
 
 
 def _states(replicas: Iterable[Replica]) -> Metric:
-    family = GaugeMetricFamily(
-        PREFIX + "state", "1 for the state that the replica is in", labels=["replica", "state"]
-    )
+    family = _family(catalogue.REPLICA_STATE)
     for replica in replicas:
         for state in ReplicaState:
             family.add_metric([replica.address, state.value], replica.state is state)
@@ -161,11 +160,7 @@ def _states(replicas: Iterable[Replica]) -> Metric:
 
 
 def _modes(replicas: Iterable[Replica]) -> Metric:
-    family = GaugeMetricFamily(
-        PREFIX + "prefix_index_mode",
-        "1 for where knowledge of the replica's cache comes from: exact events, history (degraded)",
-        labels=["replica", "mode"],
-    )
+    family = _family(catalogue.REPLICA_INDEX_MODE)
     for replica in replicas:
         for mode in IndexMode:
             family.add_metric([replica.address, mode.value], replica.index.mode is mode)

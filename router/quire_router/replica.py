@@ -50,6 +50,11 @@ class ReplicaCounts:
     """Prompt tokens that decisions expected to be cached."""
     num_cached_tokens: int = 0
     """Prompt tokens that the engine found cached."""
+    num_completion_tokens: int = 0
+    num_cancelled: int = 0
+    num_first_tokens: int = 0
+    first_token_s: float = 0.0
+    """Times from sending a request to its first token, added up."""
     num_failures: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
 
 
@@ -95,6 +100,11 @@ class Replica:
     def is_idle(self) -> bool:
         """Whether no request is in flight there."""
         return self._session is None or len(self._session) == 0
+
+    @property
+    def silence_s(self) -> float:
+        """Seconds since its last load report; 0 before the first."""
+        return time.monotonic() - self._heard_at if self._heard_at else 0.0
 
     def prefix_seed(self, cache_salt: str) -> int:
         """Return the seed of its block hashes for requests with this salt."""

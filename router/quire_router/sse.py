@@ -58,6 +58,7 @@ async def send_stream(
                     tail = chunk_tail(usage)
                 if data := format_.chunks(index, response, tail):
                     await exchange.send_event(data)
+        clock.judge(usage)
         closing = format_.closing(usage) if options.include_usage else b""
         await exchange.end_stream(closing + DONE)
     finally:
@@ -73,11 +74,22 @@ async def send_whole(
 ) -> None:
     """Send the answer once every generation has ended; abort all when one fails."""
     usage = Usage()
+    first_token_s = generation_s = 0.0
+    num_completions = 0
     try:
         async with aclosing(_merged(generations)) as responses:
             async for index, response in responses:
                 usage.add(response)
                 results[index].add(response)
+                # Of an answer that comes as a whole, only the engine knows when it began.
+                first_token_s = max(first_token_s, response.usage.time_to_first_token_s)
+                generation_s = max(generation_s, response.usage.generation_s)
+                num_completions += len(response.outputs)
+        metrics.judge(
+            first_token_s=first_token_s,
+            generation_s=generation_s,
+            num_tokens=usage.num_completion_tokens // max(num_completions, 1),
+        )
         await exchange.send_json(format_.whole(results, usage))
     finally:
         _finish(generations, usage, metrics)
@@ -88,19 +100,30 @@ class _TokenClock:
 
     def __init__(self, exchange: Exchange, metrics: HttpMetrics) -> None:
         self._metrics = metrics
-        self._last_at = exchange.started_at
+        self._started_at = self._first_at = self._last_at = exchange.started_at
         self._has_begun = False
+        self._completions: set[int] = set()
 
     def tick(self, response: GenerateResponse) -> None:
         if not response.outputs:
             return
         now = time.monotonic()
         elapsed_s, self._last_at = now - self._last_at, now
+        self._completions.update(output.index for output in response.outputs)
         if self._has_begun:
             self._metrics.inter_token_s.observe(elapsed_s)
         else:
             self._has_begun = True
+            self._first_at = now
             self._metrics.first_token_s.observe(elapsed_s)
+
+    def judge(self, usage: Usage) -> None:
+        """Count the request by the targets, now that it has ended well."""
+        self._metrics.judge(
+            first_token_s=self._first_at - self._started_at,
+            generation_s=self._last_at - self._first_at,
+            num_tokens=usage.num_completion_tokens // max(len(self._completions), 1),
+        )
 
 
 def _finish(generations: Iterable[Generation], usage: Usage, metrics: HttpMetrics) -> None:

@@ -33,7 +33,7 @@ async def test_a_replica_is_described_and_counted() -> None:
         assert of("prefix_index_blocks") == 12
         assert of("in_flight") == of("running") == of("waiting") == 0
         assert of("prefix_index_mode", mode="exact") == 1
-        assert value(dispatcher, "decision_seconds_count") == 2
+        assert value(dispatcher, "decision_seconds_count", mode="exact") == 2
 
 
 async def test_failures_are_counted_by_reason() -> None:
