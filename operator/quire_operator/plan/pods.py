@@ -53,6 +53,9 @@ class Pod:
     """It ended, as after an eviction: its controller makes another one once it is gone."""
     is_running: bool
     """Its first container runs, ready or not."""
+    is_cut_off: bool
+    """Its containers were ready when its node was heard of last, and the node is silent since. It
+    may well serve."""
     num_restarts: int
     created_at: datetime | None
     ready_at: datetime | None
@@ -91,6 +94,7 @@ class Pod:
             is_terminating="deletionTimestamp" in metadata,
             is_failed=status.get("phase") in ("Failed", "Succeeded"),
             is_running=any("running" in (c.get("state") or {}) for c in containers),
+            is_cut_off=ready.get("status") != "True" and _were_ready(status),
             num_restarts=sum(c.get("restartCount", 0) for c in containers),
             created_at=parse_timestamp(metadata.get("creationTimestamp")),
             ready_at=parse_timestamp(ready.get("lastTransitionTime")),
@@ -104,6 +108,12 @@ class Pod:
     def is_serving(self) -> bool:
         """Whether requests should go there."""
         return self.is_ready and not self.is_terminating
+
+
+def _were_ready(status: Mapping[str, Any]) -> bool:
+    """Tell whether all containers were ready by the kubelet's last word."""
+    containers = status.get("containerStatuses") or ()
+    return bool(containers) and all(container.get("ready") for container in containers)
 
 
 def _controller(metadata: Mapping[str, Any]) -> str:

@@ -36,6 +36,11 @@ class Replica:
         return len(self.pods) == self.num_pods_wanted and all(pod.is_serving for pod in self.pods)
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether a node of it is out of reach: it may serve, and deleting it would help nobody."""
+        return any(pod.is_cut_off for pod in self.pods)
+
+    @property
     def is_updated(self) -> bool:
         """Whether every pod of it is of the newest revision."""
         return len(self.pods) == self.num_pods_wanted and not self.stale_pods

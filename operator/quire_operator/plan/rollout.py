@@ -5,7 +5,9 @@ nothing but the pod that it works on. So it is used only to hold pods below a pa
 nothing else can. Otherwise, while pods of an old revision exist, the strategy is OnDelete and we
 choose:
 
-    1. replicas that do not serve anyway, all of them: they cost nothing
+    1. replicas that do not serve anyway, all of them: they cost nothing. One whose node is out of
+       reach is not among them: when only the control plane has lost sight of the nodes, all of
+       them may be serving
     2. serving ones, the last first, as many as maxUnavailable leaves
 
 Everything is decided from revisions and readiness as the cluster shows them, so that an operator
@@ -77,7 +79,8 @@ def replacements(ctx: Context, replicas: Replicas) -> list[Deletion]:
         away = sum(not replica.is_serving for replica in replicas.wanted)
         most = max_unavailable(ctx.spec.rollout.max_unavailable, len(replicas.wanted))
         serving = sorted((r for r in stale if r.is_serving), key=lambda r: -r.index)
-        chosen = [r for r in stale if not r.is_serving] + serving[: max(0, most - away)]
+        broken = [r for r in stale if not r.is_serving and not r.is_cut_off]
+        chosen = broken + serving[: max(0, most - away)]
     return _deletions(ctx, chosen, "new revision")
 
 

@@ -74,6 +74,19 @@ def test_broken_replicas_are_replaced_first_and_cost_nothing_of_the_budget() -> 
     assert [d.key.name for d in made.deletions] == ["demo-engine-0"]
 
 
+def test_replicas_on_nodes_out_of_reach_are_not_taken_for_broken() -> None:
+    cluster = running(replicas=3)
+    for pod in cluster.pods.values():
+        pod["status"]["conditions"][0]["status"] = "Unknown"
+        pod["status"]["containerStatuses"] = [{"ready": True, "restartCount": 0}]
+
+    change_image(cluster)
+    cluster.reconcile()
+    cluster.run_controllers()
+
+    assert not cluster.reconcile().deletions
+
+
 def test_a_bad_image_stops_after_the_budget_and_its_fix_goes_through() -> None:
     cluster = running(replicas=3)
 
