@@ -3,7 +3,8 @@
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,12 @@ def shell(no_release: Release, tmp_path: Path) -> Mapping[str, str]:
     return {**os.environ, "PATH": path, "KUBECONFIG": str(no_release.cluster.kubeconfig)}
 
 
-def test_every_command_of_the_readme_works(shell: Mapping[str, str]) -> None:
+def test_every_command_of_the_readme_works(
+    shell: Mapping[str, str], figure: Callable[[str, str], None]
+) -> None:
     printed = []
     for block in blocks(section("On Kubernetes"), "sh"):
+        started_at = time.monotonic()
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],
             capture_output=True,
@@ -51,6 +55,7 @@ def test_every_command_of_the_readme_works(shell: Mapping[str, str]) -> None:
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         printed.append(done.stdout)
+        figure(f"README: {block.splitlines()[0]}", f"{time.monotonic() - started_at:.0f} s")
 
     text = "\n".join(printed)
     assert "Phase:          Succeeded" in text, "of `helm test`"
