@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,14 +170,23 @@ def _resolved(name: str, config: PlanConfig) -> Model:
         quantization=config.quantization,
         kv_cache_dtype=config.kv_cache_dtype,
     )
-    return Model(footprint=footprint, notes=_notes(source.config.get("architectures") or []))
+    return Model(footprint=footprint, notes=tuple(_notes(source.config)))
 
 
-def _notes(architectures: Sequence[str]) -> tuple[str, ...]:
-    if any(architecture in FAMILIES for architecture in architectures):
-        return ()
-    named = ", ".join(architectures) or "this architecture"
-    return (f"the engine does not run {named}; it runs {', '.join(sorted(FAMILIES))}",)
+def _notes(config: Mapping[str, Any]) -> Iterator[str]:
+    """Say what of a model the engine does not run, however much memory there is."""
+    architectures = config.get("architectures") or []
+    if not any(architecture in FAMILIES for architecture in architectures):
+        named = ", ".join(architectures) or "this architecture"
+        yield f"the engine does not run {named}; it runs {', '.join(sorted(FAMILIES))}"
+    if config.get("quantization_config") and is_installed("torch"):
+        # Not above: it imports torch, which no other model needs for its plan.
+        from quire_engine.model.quantization import read_quantization
+
+        try:
+            read_quantization(config)
+        except ConfigError as error:
+            yield f"the engine does not run it: {error}"
 
 
 def plan_rows(model: Model, config: PlanConfig) -> list[Row]:

@@ -127,6 +127,18 @@ def test_an_architecture_that_the_engine_does_not_run_is_noted(
     assert "note: the engine does not run NewForCausalLM; it runs " in capsys.readouterr().out
 
 
+def test_a_quantization_that_the_engine_does_not_run_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    awq = {"quant_method": "awq", "bits": 4, "group_size": 128}
+
+    assert plan(folder_of(tmp_path, quantization_config=awq), "--gpu", "L4") == 0
+
+    text = capsys.readouterr().out
+    assert "awq 4-bit, 5." in text or "awq 4-bit, 6." in text
+    assert "note: the engine does not run it: quantization 'awq' is not supported" in text
+
+
 def test_every_node_of_a_cluster_is_judged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,13 @@
 """The planner's formulas against the buffers that the GPU engine allocates, made on a CPU."""
 
+from math import prod
 from typing import Any
 
 import pytest
 import torch
 
 from quire_engine.model.families import read_spec
+from quire_engine.model.weights import num_parameters, parameters
 from quire_engine.runner.gpu.cache import GpuKvCache
 from quire_engine.runner.gpu.decoder import Workspace
 from quire_engine.runner.gpu.rows import Rows
@@ -61,6 +63,24 @@ def test_the_tables_of_live_sequences_are_those_planned(max_model_len: int | Non
     workload = Workload(max_num_seqs=32, max_model_len=max_model_len)
 
     assert table_bytes(footprint_of_config(config), workload) == pytest.approx(allocated, rel=0.02)
+
+
+@pytest.mark.parametrize("scheme", ["by row", "in blocks"])
+def test_8_bit_weights_take_what_the_engine_makes_of_them(scheme: str) -> None:
+    config = CONFIGS[1]
+    spec = read_spec(config)
+    quantization: dict[str, Any] = {"quant_method": "fp8"}
+    if scheme == "in blocks":
+        quantization["weight_block_size"] = [128, 128]
+    weights = [parameter for parameter in parameters(spec) if len(parameter.shape) == 2]
+    linear = [parameter for parameter in weights if parameter.name.startswith("layers.")]
+    scales = [4 * p.shape[0] if scheme == "by row" else 4 * prod(p.shape) / 128**2 for p in linear]
+    others = 2 * (num_parameters(spec) - sum(prod(p.shape) for p in linear))
+    engine_bytes = sum(prod(p.shape) for p in linear) + sum(scales) + others
+
+    footprint = footprint_of_config(config | {"quantization_config": quantization})
+
+    assert footprint.weight_bytes == pytest.approx(engine_bytes, rel=0.01)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
