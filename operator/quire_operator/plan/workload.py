@@ -74,9 +74,9 @@ def progress(ctx: Context, replicas: Replicas, *, is_complete: bool) -> Progress
     counts = f"{replicas.num_updated} of {ctx.num_replicas} replicas have the newest revision"
     if waited_s > deadline_s:
         text = (
-            f"{counts}, and nothing changed for {timedelta(seconds=int(waited_s))}; "
-            f"spec.rollout.progressDeadlineSeconds is {deadline_s}. The rollout goes on when pods "
-            "become ready; undo it by applying the previous spec"
+            f"{counts}, and nothing changed for more than {deadline_s} s, the "
+            "spec.rollout.progressDeadlineSeconds. The rollout goes on when pods become ready; undo "
+            "it by applying the previous spec"
         )
         text = ". ".join([text, *_troubles(replicas)])
         return Progress(Condition(PROGRESSING, FALSE, "ProgressDeadlineExceeded", text))
