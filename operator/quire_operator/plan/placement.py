@@ -37,7 +37,6 @@ def demand(ctx: Context) -> Demand:
         nvlink=_nvlink_mode(ctx),
         nvlink_label=nvlink_label or NVLINK_LABEL,
         domain_label=domain_key(ctx),
-        domain_label=domain_key(ctx),
         products=placement.gpu_products,
         min_gpu_bytes=_min_gpu_bytes(ctx),
         node_selector=placement.node_selector,

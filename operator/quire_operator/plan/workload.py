@@ -75,8 +75,8 @@ def progress(ctx: Context, replicas: Replicas, *, is_complete: bool) -> Progress
     if waited_s > deadline_s:
         text = (
             f"{counts}, and nothing changed for more than {deadline_s} s, the "
-            "spec.rollout.progressDeadlineSeconds. The rollout goes on when pods become ready; undo "
-            "it by applying the previous spec"
+            "spec.rollout.progressDeadlineSeconds. The rollout goes on when pods become ready; "
+            "undo it by applying the previous spec"
         )
         text = ". ".join([text, *_troubles(replicas)])
         return Progress(Condition(PROGRESSING, FALSE, "ProgressDeadlineExceeded", text))
