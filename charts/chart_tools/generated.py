@@ -12,9 +12,13 @@ from chart_tools.manifests import install_manifest
 from chart_tools.readme import fill_readme
 from chart_tools.schema import build_schema
 from chart_tools.values import read_values
+from quire_monitoring.alerts import ALERT_GROUPS
 from quire_monitoring.boards import BOARDS
 from quire_monitoring.dashboards import dashboard_json
 from quire_monitoring.panels import Board
+from quire_monitoring.recordings import RECORDING_GROUPS
+from quire_monitoring.rules import rules_file
+from quire_monitoring.runbook import runbook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +83,26 @@ def dashboard(board: Board) -> Generator:
     return generate
 
 
+def rules(files: ChartFiles) -> tuple[Path, str]:
+    """Make the rule file, which Prometheus reads as it is."""
+    text = yaml.safe_dump(
+        rules_file((*RECORDING_GROUPS, *ALERT_GROUPS)), sort_keys=False, width=110
+    )
+    return files.chart / "files" / "rules.yaml", text
+
+
+def alerts_runbook(files: ChartFiles) -> tuple[Path, str]:
+    """Make the runbook out of the alerts."""
+    return files.chart / "RUNBOOK.md", runbook(ALERT_GROUPS)
+
+
 GENERATORS: tuple[Generator, ...] = (
     crd_copy,
     api_reference,
     values_schema,
     readme,
     *map(dashboard, BOARDS),
+    rules,
+    alerts_runbook,
     install,
 )

@@ -35,6 +35,7 @@ PACKAGES: Mapping[str, str] = {
     "iproute2": "/usr/sbin/ip",
     "iptables": "/usr/sbin/iptables",
     "openssl": "/usr/bin/openssl",
+    "prometheus": "/usr/bin/prometheus",
     "runc": "/usr/sbin/runc",
 }
 
