@@ -28,6 +28,7 @@ from quire_router.gateway import Application, Gateway
 from quire_router.generation import Dispatcher
 from quire_router.http_metrics import HttpMetrics
 from quire_router.lifecycle import Lifecycle
+from quire_router.page_routes import build_page_routes
 from quire_router.prompts import PromptRenderer
 from quire_router.routes import ROUTES, build_routes
 from quire_router.service import Service
@@ -130,6 +131,8 @@ def _fastapi(service: Service, registry: CollectorRegistry) -> FastAPI:
         redirect_slashes=False,
     )
     app.include_router(build_routes(service, registry))
+    if service.config.page:
+        app.include_router(build_page_routes())
     app.add_exception_handler(ApiError, _render)
     app.add_exception_handler(HTTPException, _render)
     app.add_exception_handler(RequestValidationError, _render)

@@ -26,6 +26,9 @@ class RouterConfig(PoolConfig):
     allowed_origins: tuple[str, ...] = option(
         (), "origins that browsers may call from; * is any; default: none"
     )
+    page: bool = option(
+        True, "serve a page at /: a chat, and the replicas live; its requests need the key too"
+    )
     chat_template: str | None = option(
         None, "file with a chat template, or the template itself; default: the model's"
     )

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Handler = Callable[[Exchange, dict[str, Any]], Coroutine[Any, Any, None]]
 
+FAMILIES = {"/v1/models/": "/v1/models/{id}", "/page/": "/page/{file}"}
+"""Names that metrics have for paths by how they begin."""
 MAX_REQUEST_ID_CHARS = 128
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went away, in metrics; nginx's name for it."""
@@ -137,7 +139,10 @@ class Gateway:
     def _route(self, path: str) -> str:
         if path in self._routes:
             return path
-        return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+        for prefix, name in FAMILIES.items():
+            if path.startswith(prefix):
+                return name
+        return "other"
 
 
 def _request_id(scope: Scope) -> str:

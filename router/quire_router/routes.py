@@ -24,6 +24,7 @@ from quire_router.service import Service
 
 ROUTES = frozenset(
     {
+        "/",
         "/v1/models",
         "/v1/replicas",
         "/v1/replicas/events",

@@ -65,7 +65,7 @@ async def test_tokens_become_text_again(served: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nothing", 404),
         ("GET", "/v1", 404),
         ("GET", "/docs", 404),
         ("GET", "/v1/unknown", 404),
