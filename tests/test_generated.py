@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from chart_tools.metric_tables import CATALOGUES, metric_readmes
+
 ROOT = Path(__file__).parents[1]
 STUBS = ("engine_pb2.py", "engine_pb2.pyi", "engine_pb2_grpc.py")
 
@@ -24,6 +26,13 @@ def test_grpc_stubs_are_what_the_proto_generates(generated: Path, name: str) -> 
     committed = ROOT / "engine" / "quire_engine" / "rpc" / name
 
     assert committed.read_text() == (generated / name).read_text(), "run `make generate`"
+
+
+@pytest.mark.parametrize("folder", CATALOGUES)
+def test_tables_of_metrics_are_what_the_declarations_generate(folder: str) -> None:
+    readme = ROOT / folder / "README.md"
+
+    assert dict(metric_readmes(ROOT))[readme] == readme.read_text(), "run `make generate`"
 
 
 def test_the_lock_names_every_direct_dependency_and_no_index() -> None:

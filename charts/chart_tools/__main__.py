@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from chart_tools.generated import GENERATORS, chart_files
+from chart_tools.metric_tables import metric_readmes
 
 
 def main() -> int:
@@ -13,6 +14,8 @@ def main() -> int:
     for generator in GENERATORS:
         path, text = generator(files)
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for path, text in metric_readmes(root):
         path.write_text(text)
     return 0
 
