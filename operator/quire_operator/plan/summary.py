@@ -12,7 +12,6 @@ from quire_operator.api.conditions import (
     READY,
     ROUTER_READY,
     TRUE,
-    UNKNOWN,
     WORKLOAD_AVAILABLE,
 )
 from quire_operator.plan.context import Context
@@ -99,11 +98,6 @@ def _starting_phase(replicas: Replicas) -> str:
 def refused_conditions(problem: Condition) -> tuple[Condition, ...]:
     """Return the conditions of a spec that cannot be carried out."""
     return (Condition(READY, FALSE, "SpecInvalid", problem.message), problem)
-
-
-def unknown(type_: str, message: str) -> Condition:
-    """Return a condition that nobody can judge."""
-    return Condition(type_, UNKNOWN, "Unknown", message)
 
 
 def _has_stale(replicas: Replicas) -> bool:
