@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from chart_tools.api_page import api_page
-from chart_tools.manifests import install_manifest
+from chart_tools.manifests import install_manifest, part_manifest
 from chart_tools.readme import fill_readme
 from chart_tools.schema import build_schema
 from chart_tools.values import read_values
@@ -96,6 +96,20 @@ def alerts_runbook(files: ChartFiles) -> tuple[Path, str]:
     return files.chart / "RUNBOOK.md", runbook(ALERT_GROUPS)
 
 
+def plain_rules(files: ChartFiles) -> tuple[Path, str]:
+    """Make the PrometheusRule without Helm."""
+    api = "--api-versions=monitoring.coreos.com/v1/PrometheusRule"
+    text = part_manifest(files.helm, files.chart, "prometheus-rule.yaml", api)
+    return files.manifests / "monitoring" / "prometheus-rule.yaml", text
+
+
+def plain_dashboards(files: ChartFiles) -> tuple[Path, str]:
+    """Make the dashboards' ConfigMaps without Helm."""
+    flag = "--set=metrics.dashboards.enabled=true"
+    text = part_manifest(files.helm, files.chart, "dashboards.yaml", flag)
+    return files.manifests / "monitoring" / "dashboards.yaml", text
+
+
 GENERATORS: tuple[Generator, ...] = (
     crd_copy,
     api_reference,
@@ -105,4 +119,6 @@ GENERATORS: tuple[Generator, ...] = (
     rules,
     alerts_runbook,
     install,
+    plain_rules,
+    plain_dashboards,
 )

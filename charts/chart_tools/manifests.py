@@ -18,6 +18,19 @@ HEADER = """\
 """
 
 
+class _BlockDumper(yaml.SafeDumper):
+    """Writes texts of many lines as such."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_BlockDumper.add_representer(str, _represent_text)
+
+
 class HelmError(Exception):
     """helm refused; the message is its own."""
 
@@ -51,6 +64,18 @@ def install_manifest(helm: Path, chart: Path) -> str:
     }
     documents = [namespace, *_without_helm(rendered)]
     return HEADER + "---\n" + dump(documents)
+
+
+def part_manifest(helm: Path, chart: Path, template: str, *flags: str) -> str:
+    """Return what one template makes, as plain objects."""
+    rendered = helm_template(helm, chart, f"--show-only=templates/{template}", *flags)
+    header = (
+        f"# `make generate` makes this from charts/quire/templates/{template}: change it there.\n"
+    )
+    documents = list(_without_helm(rendered))
+    return (
+        f"{header}---\n{yaml.dump_all(documents, Dumper=_BlockDumper, sort_keys=False, width=110)}"
+    )
 
 
 def dump(documents: Sequence[Manifest]) -> str:

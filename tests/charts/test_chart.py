@@ -16,7 +16,7 @@ from chart import ALL_APIS, CHART, HELM, ROOT, VALUES, of_kind, pod_specs, rende
 from chart_tools.manifests import Manifest, helm_template
 
 KUBE_VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
-CUSTOM = {"LLMDeployment", "NodeFeatureRule", "PodMonitor"}
+CUSTOM = {"LLMDeployment", "NodeFeatureRule", "PodMonitor", "PrometheusRule"}
 
 
 @pytest.fixture(params=VALUES)

@@ -14,6 +14,7 @@ HELM = Path(sys.executable).with_name("helm")
 
 ALL_APIS = (
     "monitoring.coreos.com/v1/PodMonitor",
+    "monitoring.coreos.com/v1/PrometheusRule",
     "nfd.k8s-sigs.io/v1alpha1/NodeFeatureRule",
     "quire.dev/v1alpha1/LLMDeployment",
 )
@@ -22,7 +23,11 @@ VALUES: dict[str, dict[str, Any]] = {
     "namespaced": {"watchNamespaces": ["team-a", "team-b"], "rbac": {"nodes": False}},
     "single": {
         "operator": {"replicas": 1, "topologySpreadConstraints": None},
-        "metrics": {"service": False, "podMonitor": {"enabled": False}},
+        "metrics": {
+            "service": False,
+            "podMonitor": {"enabled": False},
+            "rules": {"enabled": False},
+        },
         "networkPolicy": {"enabled": False},
         "rbac": {"aggregate": False},
         "crds": {"enabled": False},
@@ -65,6 +70,19 @@ VALUES: dict[str, dict[str, Any]] = {
         "metrics": {
             "prometheusAddress": "http://prometheus.monitoring:9090",
             "podMonitor": {"labels": {"release": "prometheus"}, "interval": "30s"},
+            "rules": {
+                "labels": {"release": "prometheus"},
+                "alertLabels": {"team": "platform"},
+                "runbookUrl": "https://wiki.test/quire",
+                "disabled": ["QuireLoadSkewed"],
+                "thresholds": {"firstTokenSeconds": 2.5},
+            },
+            "dashboards": {
+                "enabled": True,
+                "namespace": "monitoring",
+                "labels": {"grafana_dashboard": "quire"},
+                "annotations": {"grafana_folder": "LLM"},
+            },
         },
         "networkPolicy": {
             "apiServerCidrs": ["198.18.0.1/32"],
