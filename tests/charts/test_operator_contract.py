@@ -14,7 +14,7 @@ from quire_operator.flags import Parser
 from quire_operator.plan import OperatorSettings
 from quire_operator.runtime.resources import BUILT_IN_CHILDREN, OPTIONAL_CHILDREN
 
-OWN_VERBS = {"get", "list", "watch", "create", "patch", "delete"}
+OWN_VERBS = {"list", "watch", "create", "patch", "delete"}
 Grant = tuple[str, str, str]
 
 
@@ -148,7 +148,7 @@ def test_namespaced_mode_may_still_see_nodes() -> None:
     objects = render({"watchNamespaces": ["team-a"]})
 
     cluster = [role for role in operator_roles(objects) if role["kind"] == "ClusterRole"]
-    assert grants(cluster) == {("", "nodes", verb) for verb in ("get", "list", "watch")}
+    assert grants(cluster) == {("", "nodes", verb) for verb in ("list", "watch")}
 
 
 def test_every_binding_binds_the_operators_account_to_a_role_that_there_is() -> None:

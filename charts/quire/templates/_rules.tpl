@@ -6,7 +6,7 @@
   verbs: [get, list, watch]
 - apiGroups: [quire.dev]
   resources: [llmdeployments/status]
-  verbs: [get, patch]
+  verbs: [patch]
 # Where the admission plugin OwnerReferencesPermissionEnforcement is on, owning children takes this.
 - apiGroups: [quire.dev]
   resources: [llmdeployments/finalizers]
@@ -21,6 +21,10 @@
 - apiGroups: [""]
   resources: [configmaps, persistentvolumeclaims, serviceaccounts, services]
   verbs: {{ include "quire.ownVerbs" . }}
+# Whether a claim that a deployment names exists.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: {{ include "quire.ownVerbs" . }}
@@ -41,7 +45,7 @@
 # Pods are replaced one by one, or as a group.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
@@ -70,5 +74,5 @@
 {{- end }}
 
 {{- define "quire.ownVerbs" -}}
-[get, list, watch, create, patch, delete]
+[list, watch, create, patch, delete]
 {{- end }}
