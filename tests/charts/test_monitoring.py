@@ -50,7 +50,7 @@ def test_thresholds_of_the_values_are_those_of_the_rule_file_unless_set() -> Non
     changed = rules_of(render(VALUES["everything"], apis=ALL_APIS))
 
     assert changed["quire:threshold:first_token_seconds"]["expr"] == "vector(2.5)"
-    assert changed["quire:threshold:error_budget"]["expr"] == "vector(0.001)"
+    assert changed["quire:threshold:error_budget"]["expr"] == "vector(0.01)"
 
 
 def test_alerts_are_labelled_led_elsewhere_and_left_out_as_told() -> None:

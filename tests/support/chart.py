@@ -75,7 +75,13 @@ VALUES: dict[str, dict[str, Any]] = {
                 "alertLabels": {"team": "platform"},
                 "runbookUrl": "https://wiki.test/quire",
                 "disabled": ["QuireLoadSkewed"],
-                "thresholds": {"firstTokenSeconds": 2.5},
+                "thresholds": {
+                    "errorBudget": 0.01,
+                    "firstTokenSeconds": 2.5,
+                    "interTokenSeconds": 0.1,
+                    "waitingPerReplica": 8,
+                    "loadSkew": 2,
+                },
             },
             "dashboards": {
                 "enabled": True,
