@@ -19,16 +19,13 @@ COMMANDS = {
     "health": "ask an engine, a router or an operator whether it serves",
     "version": "print versions of Quire, Python, torch and the device",
 }
+SERVERS = ("serve", "engine", "router")
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit status."""
-    if os.getpid() == 1:
-        # The kernel drops what the first process of a container has no handler for, so that one
-        # told to stop before it is up would be waited for, and killed, in the end.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         sys.stdout.write(help_text("quire", "LLM serving on one box or a cluster.", COMMANDS))
@@ -37,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "version"
     if name not in COMMANDS:
         return refuse_command("quire", name, COMMANDS)
+    if name in SERVERS and os.getpid() == 1:
+        # The kernel drops what the first process of a container has no handler for, so that one
+        # told to stop before it is up would be waited for, and killed, in the end. It ends without
+        # unwinding, since modules written in C do not all survive an exception while they load.
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     command = importlib.import_module(f"quire.commands.{name}")
     return run_command(f"quire {name}", lambda: command.run(f"quire {name}", rest))
 
