@@ -26,11 +26,11 @@ from quire_router.errors import (
 from quire_router.exchange import Receive, Scope, Send, error_headers
 from quire_router.gateway import Application, Gateway
 from quire_router.generation import Dispatcher
-from quire_router.http_metrics import HttpMetrics
+from quire_router.http_metrics import HttpMetrics, SloTargets
 from quire_router.lifecycle import Lifecycle
 from quire_router.page_routes import build_page_routes
 from quire_router.prompts import PromptRenderer
-from quire_router.routes import ROUTES, build_routes
+from quire_router.routes import ROUTES, build_routes, own_version
 from quire_router.service import Service
 from quire_router.tokenization import Tokenization
 
@@ -107,7 +107,8 @@ class RouterApp:
 
 
 def _service(config: RouterConfig, dispatcher: Dispatcher, registry: CollectorRegistry) -> Service:
-    metrics = HttpMetrics(registry)
+    targets = SloTargets.from_ms(first_token_ms=config.slo_ttft_ms, per_token_ms=config.slo_itl_ms)
+    metrics = HttpMetrics(registry, targets=targets, version=own_version())
     tokenization = Tokenization(
         num_threads=config.tokenizer_threads,
         cache_bytes=config.tokenizer_cache_bytes,

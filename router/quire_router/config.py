@@ -52,6 +52,12 @@ class RouterConfig(PoolConfig):
     return_tokens_as_token_ids: bool = option(
         False, "write tokens in logprobs as token_id:N, for every request"
     )
+    slo_ttft_ms: float | None = option(
+        None, "target for the time to first token, in ms: metrics count the requests that meet it"
+    )
+    slo_itl_ms: float | None = option(
+        None, "target for the mean time per token after that, in ms: counted likewise"
+    )
     tokenizer_threads: int = option(2, "threads that tokenize")
     tokenizer_cache_bytes: int = option(64 * 2**20, "size of the cache of tokenized texts; 0: none")
     log_level: str = option("info", "what is logged", choices=LOG_LEVELS)
@@ -66,6 +72,10 @@ class RouterConfig(PoolConfig):
         _check_range("shutdown_timeout", self.shutdown_timeout, 0, None)
         _check_range("tokenizer_threads", self.tokenizer_threads, 1, 256)
         _check_range("tokenizer_cache_bytes", self.tokenizer_cache_bytes, 0, None)
+        for name in ("slo_ttft_ms", "slo_itl_ms"):
+            target = getattr(self, name)
+            if target is not None and target <= 0:
+                raise ConfigError(f"{name} must be more than 0, not {target}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(
                 f"log_level must be one of {', '.join(LOG_LEVELS)}; not {self.log_level!r}"

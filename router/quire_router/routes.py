@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry
 
 from quire_router.bodies import json_object
 from quire_router.errors import (
@@ -16,6 +16,7 @@ from quire_router.errors import (
     ShuttingDownError,
 )
 from quire_router.exchange import STREAM_HEADERS, read_body
+from quire_router.exposition import exposition
 from quire_router.openai.models import model_cards
 from quire_router.openai.tokenize import DetokenizeRequest, TokenizeRequest
 from quire_router.replica_feed import ReplicaFeed
@@ -136,7 +137,7 @@ def _add_health_routes(router: APIRouter, service: Service, registry: CollectorR
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(exposition(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def own_version() -> str:

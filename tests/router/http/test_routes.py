@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from http_support import Served, model_info, tokenizer_files
+from quire_router.errors import ConfigError
 
 
 async def test_models_are_listed_under_all_their_names(served: Served) -> None:
@@ -147,6 +148,24 @@ async def test_requests_are_counted_by_route_and_status(served: Served) -> None:
         "quire_router_inter_token_latency_seconds_count 5.0",
     ):
         assert line in text, line
+
+
+async def test_requests_are_judged_by_the_targets_given(serve_with: Any) -> None:
+    served = await serve_with(slo_ttft_ms=60_000, slo_itl_ms=60_000)
+    await served.post("/v1/completions", {"prompt": "hi"})
+    await served.events("/v1/completions", {"prompt": "hi"})
+    await served.post("/v1/completions", {})
+
+    _, text = await served.get("/metrics")
+
+    assert 'quire_router_slo_requests_total{result="met"} 2.0' in text
+    assert 'quire_router_slo_requests_total{result="slow_first_token"} 0.0' in text
+    assert 'quire_router_slo_target_seconds{target="time_to_first_token"} 60.0' in text
+
+
+async def test_a_target_must_be_a_time(serve_with: Any) -> None:
+    with pytest.raises(ConfigError, match="slo_itl_ms must be more than 0, not -1"):
+        await serve_with(slo_itl_ms=-1)
 
 
 async def test_browsers_are_kept_out_unless_allowed(served: Served, serve_with: Any) -> None:
