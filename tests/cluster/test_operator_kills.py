@@ -59,7 +59,8 @@ class Scenario:
 
 SCENARIOS = [
     Scenario("create", None, max_pod_starts=4, max_generation=1),
-    Scenario("rollout", {"engine": {"image": "example.test/engine:2"}}, 2, 2),
+    # Once with the template and OnDelete, once back to RollingUpdate when nothing old is left.
+    Scenario("rollout", {"engine": {"image": "example.test/engine:2"}}, 2, 3),
     Scenario("prune", {"replicas": 1, "networkPolicy": {"enabled": False}}, 0, 2),
 ]
 
