@@ -173,8 +173,8 @@ class LocalCluster(Cluster):
             self.set_gpus(node, self._num_gpus[node])
 
     def stop_api_server(self) -> None:
-        """Stop the API server; clients are cut off."""
-        self._owned.ask("stop-component", "apiserver")
+        """Stop the API server; clients are cut off. Controllers and scheduler end with it."""
+        self._owned.ask("stop-api-server")
 
     def start_api_server(self) -> None:
         """Start the API server, and return when it answers."""

@@ -33,6 +33,9 @@ from local_cluster.processes import Processes, run_command
 from local_cluster.tools import Tools
 
 START_LIMIT_S = 120
+LEADERS = ("controller", "scheduler")
+"""Where several run, these end when they cannot renew their Lease and start anew, without what they
+remember: a controller manager that slept through an outage would hold every node for lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Daemon:
         for name in self._nodes:
             self.start_node(name)
         self._wait("the API server", self._is_api_ready, "etcd", "apiserver")
-        for name in ("controller", "scheduler", "coredns"):
+        for name in (*LEADERS, "coredns"):
             self.start_component(name)
         kubeconfig = f"--kubeconfig={identities.kubeconfig('admin')}"
         objects = json.dumps({"apiVersion": "v1", "kind": "List", "items": base_objects()})
@@ -91,15 +94,18 @@ class Daemon:
         """Start one component of the control plane."""
         self._processes.start(name, self._commands[name])
 
-    def stop_component(self, name: str) -> None:
-        """Kill one component of the control plane."""
-        # Asked to stop, the API server would serve its watches for another minute.
-        self._processes.stop(name, with_signal=signal.SIGKILL)
+    def stop_api_server(self) -> None:
+        """Kill the API server, and with it what cannot lead without it."""
+        # Asked to stop, it would serve its watches for another minute.
+        for name in ("apiserver", *LEADERS):
+            self._processes.stop(name, with_signal=signal.SIGKILL)
 
     def start_api_server(self) -> None:
         """Start the API server, and return when it answers."""
         self.start_component("apiserver")
         self._wait("the API server", self._is_api_ready, "apiserver")
+        for name in LEADERS:
+            self.start_component(name)
 
     def start_node(self, name: str) -> None:
         """Start a node; it becomes Ready some seconds later."""
@@ -222,7 +228,7 @@ def _serve(daemon: Daemon, owner: socket.socket, requests: "queue.Queue[dict[str
     socket.send_fds(owner, [b'{"ok": true}\n'], [namespace])
     operations: dict[str, Callable[[str], None]] = {
         "start-component": daemon.start_component,
-        "stop-component": daemon.stop_component,
+        "stop-api-server": lambda _: daemon.stop_api_server(),
         "start-api-server": lambda _: daemon.start_api_server(),
         "start-node": daemon.start_node,
         "crash-node": daemon.crash_node,
