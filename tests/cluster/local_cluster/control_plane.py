@@ -118,6 +118,8 @@ class ControlPlane:
             *(str(self.tools.kwok), f"--kubeconfig={self.identities.kubeconfig('admin')}"),
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            # Without a Lease that is renewed, the node controller finds a node lost in a minute.
+            "--node-lease-duration-seconds=40",
             *(f"--cidr={SIMULATED_POD_RANGE}", f"--node-ip={CONTROL_IP}"),
         ]
 
