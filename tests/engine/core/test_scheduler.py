@@ -231,3 +231,40 @@ def test_uncached_prompt_tokens_are_counted_until_computed() -> None:
     listener.run()
     core.add(new_sequence(2, tokens(120, 0)))
     assert core.stats.num_waiting_uncached_tokens == 120 - 7 * BLOCK_SIZE
+
+
+def test_the_head_of_the_queue_says_what_it_waits_for() -> None:
+    cases = {
+        "seats": new_core(max_num_seqs=1),
+        "kv_space": new_core(num_blocks=4),
+        "budget": new_core(budget=40),
+    }
+    for reason, core in cases.items():
+        listener = listen(core, *(new_sequence(i, tokens(30, i), max_tokens=2) for i in range(3)))
+        listener.step()
+        assert (core.stats.waits_for, core.stats.num_held) == (reason, 0), reason
+        listener.run()
+        assert core.stats.waits_for == ""
+
+
+def test_held_siblings_are_counted_apart() -> None:
+    core = new_core(num_blocks=200, budget=64)
+    listener = listen(core, *(new_sequence(i, tokens(400, 0)) for i in range(3)))
+    listener.step()
+    assert (core.stats.num_waiting, core.stats.num_held) == (2, 2)
+    listener.run()
+
+
+def test_what_a_preemption_costs_is_counted() -> None:
+    core = new_core(num_blocks=6, caching=False)
+    run(core, *(new_sequence(i, tokens(30, i), max_tokens=40) for i in range(3)))
+    assert core.stats.num_preemptions
+    assert core.stats.num_recomputed_tokens >= 30 * core.stats.num_preemptions
+
+
+def test_tokens_in_flight_of_a_sequence_that_has_ended_are_counted() -> None:
+    new = new_sequence(0, tokens(20), max_tokens=40)
+    stop = expected_tokens(new)[2]
+    core = new_core(overlaps=True)
+    run(core, new_sequence(0, tokens(20), max_tokens=40, stop_token_ids=[stop]))
+    assert core.stats.num_overrun_tokens == 1
