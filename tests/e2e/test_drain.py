@@ -13,6 +13,8 @@ import pytest
 
 from serving_processes import Server, answer_of, engine, router, until_answers
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
 ENDLESS: dict[str, Any] = {"model": "fake", "prompt": "hi", "extra_body": {"ignore_eos": True}}
 
 

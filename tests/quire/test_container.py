@@ -33,7 +33,7 @@ def test_a_stop_that_comes_before_it_is_up_is_heard(delay_s: float, tmp_path: Pa
 
         os.kill(int(first), signal.SIGTERM)
 
-        assert outer.wait(timeout=20) == 0
+        assert outer.wait(timeout=45) == 0
     finally:
         outer.kill()
         outer.wait()

@@ -15,7 +15,7 @@ from serve_process import free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}/engine:{ROOT}/router", "QUIRE_API_KEY": ""}
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Server:
@@ -42,9 +42,25 @@ class Server:
 @asynccontextmanager
 async def engine(socket: Path, *flags: str) -> AsyncIterator[Server]:
     """A fake engine on a unix socket, 5 ms a step; ready when it is yielded."""
+    async with _engine(f"unix:{socket}", "--uds", str(socket), *flags) as server:
+        yield server
+
+
+@asynccontextmanager
+async def tcp_engine(*flags: str) -> AsyncIterator[Server]:
+    """The same on a port of the loopback address."""
+    port = str(free_port())
+    async with _engine(
+        f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", port, *flags
+    ) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _engine(address: str, *flags: str) -> AsyncIterator[Server]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "quire_engine.testing", "--uds", str(socket)),
-        *("--decode-ms", "5", "--metrics-port", "-1", *flags),
+        *(sys.executable, "-m", "quire_engine.testing", "--decode-ms", "5"),
+        *("--metrics-port", "-1", *flags),
         stdout=PIPE,
         stderr=DEVNULL,
         env=ENVIRONMENT,
@@ -54,7 +70,7 @@ async def engine(socket: Path, *flags: str) -> AsyncIterator[Server]:
         async with asyncio.timeout(DEADLINE_S):
             while not (line := await process.stdout.readline()).startswith(b"ready"):
                 assert line, "the engine did not start"
-        yield Server(process, f"unix:{socket}")
+        yield Server(process, address)
 
 
 @asynccontextmanager
