@@ -33,7 +33,11 @@ demo: .venv/installed ## On such a cluster: build images, install the chart, dep
 	@$(CLUSTER) demo
 
 ##@ Development
-.PHONY: test lint fix generate
+.PHONY: browser test lint fix generate screenshots
+browser: ## Install the Chromium that tests of the page drive, once (root, Debian)
+	@command -v chromium >/dev/null || { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install --yes --quiet=2 --no-install-recommends chromium fonts-dejavu-core; }
+	@echo "browser: ready, $$(chromium --version 2>/dev/null)"
 # Cluster tests run on their own: they time what both cores do.
 test: lint ## Lint, then every test that this machine can run
 	$(RUN)pytest -n 2 --dist loadfile --ignore tests/cluster $(ARGS)
@@ -46,6 +50,8 @@ lint: .venv/installed ## Format, lint, types, import contracts, generated files
 fix: .venv/installed ## Format, and apply safe lint fixes
 	$(RUN)ruff check --fix .
 	$(RUN)ruff format .
+screenshots: .venv/installed ## Take the README's pictures of the page anew
+	QUIRE_SCREENSHOTS=docs/images $(RUN)pytest tests/page/test_demo.py
 generate: .venv/installed ## Rebuild what is generated: gRPC stubs, requirements.lock, chart files, manifests
 	$(RUN)python -m grpc_tools.protoc -I engine --python_out=engine --pyi_out=engine \
 	  --grpc_python_out=engine $(PROTO)

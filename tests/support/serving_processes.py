@@ -74,9 +74,11 @@ async def _engine(address: str, *flags: str) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def router(*replicas: str, flags: tuple[str, ...] = ()) -> AsyncIterator[Server]:
-    """A router, listening when it is yielded."""
-    port = free_port()
+async def router(
+    *replicas: str, flags: tuple[str, ...] = (), port: int = 0
+) -> AsyncIterator[Server]:
+    """A router, listening when it is yielded; on a free port unless one is given."""
+    port = port or free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "quire.cli", "router", "--host", "127.0.0.1"),
         *("--port", str(port), "--replicas", *replicas, *flags),

@@ -119,7 +119,7 @@ export class Chat {
 /** A question and its answer. */
 class TurnView {
   #text = element("div", { className: "text" });
-  #error = element("p", { className: "error", role: "alert" });
+  #error = element("p", { className: "error", role: "alert", hidden: true });
   #figures = element("span", { className: "quiet figures-line" });
   #retry = element("button", { type: "button", hidden: true }, "Retry");
 
@@ -147,6 +147,7 @@ class TurnView {
     this.root.lastElementChild.dataset.state = answer.state;
     this.#text.replaceChildren(...textNodes(answer.text));
     setText(this.#error, answer.error);
+    this.#error.hidden = !answer.error;
     setText(this.#figures, answer.figures());
   }
 }
