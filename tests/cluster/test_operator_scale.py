@@ -65,7 +65,7 @@ async def test_many_deployments_cost_one_write_per_object_and_two_reports(
             idle = operator.writes() - idle_before
 
     applied = _applied(writes)
-    reports = writes["status", "LLMDeployment"]
+    reports = _num_reports(writes)
     size = f"{NUM_NODES} nodes, {NUM_DEPLOYMENTS} deployments"
     figure(f"{size}: created in", f"{created_s:.1f} s")
     figure(f"{size}: all {objects.total()} objects applied after", f"{course.applied_s:.1f} s")
@@ -115,9 +115,9 @@ class _Course:
 
 
 async def _follow(operator: OperatorProcess, started_at: float) -> _Course:
-    """Watch the writes until there are none for a while."""
-    course, writes = _Course(), operator.writes()
-    while time.monotonic() - started_at < course.quiet_s + QUIET_S:
+    """Watch the writes until every deployment was reported on, and nothing followed for a while."""
+    course, writes, now_s = _Course(), operator.writes(), 0.0
+    while _num_reports(writes) < NUM_DEPLOYMENTS or now_s < course.quiet_s + QUIET_S:
         await asyncio.sleep(0.5)
         found, now_s = operator.writes(), time.monotonic() - started_at
         if found != writes:
@@ -126,6 +126,10 @@ async def _follow(operator: OperatorProcess, started_at: float) -> _Course:
             course.applied_s, course.applied_cpu_s = now_s, operator.cpu_s()
         writes = found
     return course
+
+
+def _num_reports(writes: Counter[tuple[str, str]]) -> int:
+    return writes["status", "LLMDeployment"]
 
 
 def _applied(writes: Counter[tuple[str, str]]) -> Counter[str]:

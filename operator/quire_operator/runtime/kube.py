@@ -73,7 +73,7 @@ class KubeApi:
         self.client = ApiClient(configuration)
         self.metrics = metrics
         self._field_manager = field_manager
-        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=5.0)
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=10.0)
 
     async def close(self) -> None:
         """Close the connections."""
