@@ -18,6 +18,7 @@ MEASUREMENTS = {
     "latency": "seconds for one batch, in this process",
     "throughput": "tokens a second for many prompts, in this process",
     "serve": "what clients of a running server see: TTFT, TPOT, ITL, throughput",
+    "metrics": "what metrics cost: a scrape of a large router, and steps with and without",
     "compare": "prefill and decode speed next to transformers, and what a cached prefix saves",
 }
 
@@ -32,6 +33,7 @@ def run(prog: str, arguments: Sequence[str]) -> int:
         "serve": run_serve,
         "latency": run_latency,
         "throughput": run_throughput,
+        "metrics": run_metrics,
         "compare": run_compare,
     }
     if name not in commands:
@@ -128,6 +130,30 @@ def run_compare(prog: str, arguments: Sequence[str]) -> int:
     config = parser.build(CompareConfig, namespace)
     options = {"dtype": "bfloat16", **_engine_options(parser, namespace)}
     return _measure(parser, lambda: run_comparison(options, config))
+
+
+def run_metrics(prog: str, arguments: Sequence[str]) -> int:
+    """Measure what metrics cost."""
+    require_extra("engine")
+    require_extra("router")
+    from quire.bench.metrics_cost import MetricsCostConfig, measure_cost
+    from quire.bench.offline import write_json
+
+    parser = _engine_parser(
+        prog,
+        "Measure the scrape of a router with many replicas, and the steps of an engine with every "
+        "metric on next to none, in turns.",
+    )
+    add_options(parser, MetricsCostConfig)
+    namespace = parser.parse_args(arguments)
+    engine = parser.build(EngineConfig, namespace)
+    config = parser.build(MetricsCostConfig, namespace)
+
+    def measure() -> None:
+        cost = asyncio.run(measure_cost(engine, config))
+        write_json(config.output_json, cost.to_json())
+
+    return _measure(parser, measure)
 
 
 def _engine_parser(prog: str, description: str) -> Parser:

@@ -14,7 +14,13 @@ from quire_engine.server.model_card import ModelCard
 from quire_engine.server.service import Serving
 
 
-def assemble(core: Core, card: ModelCard, config: ServerConfig) -> Serving:
+def assemble(
+    core: Core,
+    card: ModelCard,
+    config: ServerConfig,
+    *,
+    metrics_type: type[EngineMetrics] = EngineMetrics,
+) -> Serving:
     """Return what a server serves, with an epoch of its own.
 
     Raises:
@@ -23,7 +29,7 @@ def assemble(core: Core, card: ModelCard, config: ServerConfig) -> Serving:
     ready = core.ready
     mirror = KvMirror(secrets.randbits(63) + 1)
     info = card.info(ready, epoch=mirror.epoch)
-    metrics = EngineMetrics(
+    metrics = metrics_type(
         card.served_names[0],
         _description(ready, card, info.version),
         targets=SloTargets.from_ms(
