@@ -59,7 +59,8 @@ def own_cluster(num_nodes: int) -> Iterator[Owned]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     with (
         (folder / LOCK).open("w") as lock,
-        _free_slot(cache / "layers") as (layers, slot),
+        # The first slot is for whoever has nodes to keep layers on.
+        _free_slot(cache / "layers" if num_nodes else folder) as (layers, slot),
         _registry(cache / "registry") as registry,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
