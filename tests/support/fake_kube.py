@@ -33,6 +33,8 @@ class FakeKube:
         """Called when a write was carried out, before it is answered."""
         self.version = 100
         self.num_lists = 0
+        self.apis: set[tuple[str, str]] = set()
+        """(apiVersion, kind) of what discovery finds."""
         self.watches: defaultdict[Resource, list[asyncio.Queue[list[Manifest] | None]]] = (
             defaultdict(list)
         )
@@ -49,6 +51,23 @@ class FakeKube:
         for queue in self.watches[resource]:
             for event in events:
                 queue.put_nowait(None if event is None else [event])
+
+    async def raw(self, path: str, *, accept: str = "") -> Manifest:
+        if path == "/version":
+            return {"major": "1", "minor": "34+"}
+        groups: defaultdict[str, list[Manifest]] = defaultdict(list)
+        for api_version, kind in self.apis:
+            groups[api_version].append(
+                {"resource": f"{kind.lower()}s", "responseKind": {"kind": kind}}
+            )
+        items = [
+            {
+                "metadata": {"name": api_version.split("/")[0]},
+                "versions": [{"version": api_version.split("/")[1], "resources": resources}],
+            }
+            for api_version, resources in groups.items()
+        ]
+        return {"kind": "APIGroupDiscoveryList", "items": items}
 
     async def get(
         self, resource: Resource, namespace: str, name: str, *, accept: str = ""

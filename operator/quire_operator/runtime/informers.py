@@ -68,11 +68,17 @@ class Informers:
         return max((reflector.stuck_for_s for reflector in self._running), default=0.0)
 
     def unsynced(self) -> str:
-        """Name the kinds that have not been listed yet; "" if all are."""
+        """Name the kinds that are not mirrored, and why; "" if all are."""
         if not self.has_crd:
             return "the CRD llmdeployments.quire.dev is not installed, or not known yet"
         waiting = [item.name for item in self._running if not item.synced.is_set()]
-        return f"waiting for {', '.join(waiting)}" if waiting else ""
+        if waiting:
+            return f"waiting for {', '.join(waiting)}"
+        needed = (*BUILT_IN_CHILDREN, PODS)
+        refused = [
+            item.name for item in self._running if item.is_forbidden and item.resource in needed
+        ]
+        return f"no right to list and watch {', '.join(refused)}" if refused else ""
 
     async def run(self) -> None:
         """Mirror until cancelled."""
