@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from chart import CHART
+from quire_engine.server import metric_catalogue as engine_catalogue
 from quire_monitoring.boards import BOARDS
+from quire_operator.runtime import metric_catalogue as operator_catalogue
+from quire_router import metric_catalogue as router_catalogue
 
 Json = dict[str, Any]
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -93,6 +96,17 @@ def test_rates_follow_the_zoom(board: Json) -> None:
     for title, target in queries(board):
         for window in re.findall(r"rate\(.*?\[(.+?)\]", target["expr"], re.DOTALL):
             assert window == "$__rate_interval", title
+
+
+def test_every_series_is_one_that_a_component_declares(board: Json) -> None:
+    catalogues = (engine_catalogue, router_catalogue, operator_catalogue)
+    declared = {item.name for catalogue in catalogues for item in catalogue.CATALOGUE}
+    for title, target in queries(board):
+        for name in re.findall(
+            r"\b(quire_(?!dev_)\w+|workqueue_\w+|controller_r\w+)", target["expr"]
+        ):
+            base = re.sub("_(bucket|sum|count)$", "", name)
+            assert {name, base} & declared, f"{title}: nobody declares {name}"
 
 
 def test_averages_are_of_rates_never_of_totals(board: Json) -> None:

@@ -73,6 +73,7 @@ def _engines() -> dict[str, str]:
             f"up{{{labels}}}": always(1),
             f"process_start_time_seconds{{{labels}}}": always(1e9),
             f"quire_engine_steps_total{{{labels}}}": growing(3000),
+            f"quire_engine_last_step_age_seconds{{{labels}}}": always(0.01),
             f"quire_engine_num_requests_running{{{labels}}}": always(4),
             f"quire_engine_num_requests_waiting{{{labels}}}": always(1),
             f"quire_engine_kv_cache_usage_ratio{{{labels}}}": always(0.5),
@@ -179,7 +180,9 @@ TROUBLES = (
     Trouble("QuireReplicasLost", {degraded("True"): always(1)}),
     Trouble("QuireAutoscalerFailing", reason("AutoscalerReady", "MetricsAPIMissing")),
     Trouble(
-        "QuireEngineStuck", {f"quire_engine_steps_total{{{_FIRST}}}": always(5000)}, at_minute=10
+        "QuireEngineStuck",
+        {f"quire_engine_last_step_age_seconds{{{_FIRST}}}": growing(60)},
+        at_minute=10,
     ),
     Trouble(
         "QuireEngineRestarting",

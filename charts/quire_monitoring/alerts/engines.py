@@ -13,11 +13,9 @@ ENGINE_ALERTS = Group(
         Alert(
             name="QuireEngineStuck",
             severity=Severity.CRITICAL,
-            expr="quire_engine_num_requests_running > 0"
-            f" and {_ON_POD} rate(quire_engine_steps_total[2m]) == 0"
-            f" and {_ON_POD} quire_engine_steps_total > 0",
-            lasting="2m",
-            summary=f"{_POD} has requests and makes no step",
+            expr="quire_engine_last_step_age_seconds > 60",
+            lasting="1m",
+            summary=f"{_POD} has requests and made no step for {{{{ $value | humanizeDuration }}}}",
             meaning="Its streams hang. A kernel or a collective never ends, or the GPU has fallen "
             "off "
             "the bus; the liveness probe should restart the pod soon.",

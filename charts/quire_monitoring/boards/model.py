@@ -114,6 +114,59 @@ THROUGHPUT = Row(
             "short",
         ),
         _rate("Requests refused", "By why.", "admission_rejections_total", "reqps", by="reason"),
+        Lines(
+            title="Roofline share",
+            help="Share of the device's peak that the last steps reached: decode of its memory "
+            "bandwidth, prefill of its arithmetic.",
+            queries=[
+                Query(f"avg by (pod, phase) ({_P}roofline_ratio{{{ENGINE}}})", "{{pod}} {{phase}}")
+            ],
+            unit="percentunit",
+            max_value=1,
+        ),
+        Lines(
+            title="Step time",
+            help="Mean over steps, by phase.",
+            queries=[Query(mean(f"{_P}step_seconds", ENGINE, "pod, phase"), "{{pod}} {{phase}}")],
+            unit="s",
+        ),
+        _gauge(
+            "Time since the last step",
+            "While there is work; 0 while there is none.",
+            "last_step_age_seconds",
+            "s",
+        ),
+    ),
+)
+WAITING = Row(
+    "Why requests wait, and what is wasted",
+    (
+        Lines(
+            title="Waiting, by reason",
+            help="Requests not yet begun with, by what they wait for.",
+            queries=[
+                Query(
+                    f"sum by (reason) ({_P}num_requests_waiting_by_reason{{{ENGINE}}})",
+                    "{{reason}}",
+                )
+            ],
+            unit="short",
+            is_stacked=True,
+        ),
+        _rate(
+            "Time waited, by reason",
+            "Seconds that requests waited, per second: the mean number that waits for that.",
+            "wait_seconds_total",
+            "short",
+            by="reason",
+        ),
+        _rate(
+            "Tokens wasted",
+            "Computed again after preemptions, or for clients that left; per second.",
+            "wasted_tokens_total",
+            "short",
+            by="reason",
+        ),
     ),
 )
 MEMORY = Row(
@@ -188,6 +241,6 @@ MODEL = Board(
     uid="quire-model",
     title="Quire / Model",
     help="One model's latency and throughput, by replica.",
-    rows=(DISTRIBUTIONS, REPLICAS, THROUGHPUT, MEMORY, REQUESTS),
+    rows=(DISTRIBUTIONS, REPLICAS, THROUGHPUT, WAITING, MEMORY, REQUESTS),
     variables=(NAMESPACE, DEPLOYMENT, REPLICA),
 )

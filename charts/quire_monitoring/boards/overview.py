@@ -240,7 +240,16 @@ PROMISES = Row(
             ],
             unit="short",
             limits=((1, "yellow"), (14.4, "red")),
-            width=12,
+        ),
+        Lines(
+            title="Goodput",
+            help="Requests that met the targets given with --slo-ttft-ms and --slo-itl-ms, and "
+            "those that did not; nothing without targets.",
+            queries=[
+                Query(rate("quire_router_slo_requests_total", ROUTER, "result"), "{{result}}")
+            ],
+            unit="reqps",
+            is_stacked=True,
         ),
         Lines(
             title="Cost of a million tokens",
@@ -253,7 +262,6 @@ PROMISES = Row(
                 )
             ],
             unit="currencyUSD",
-            width=12,
         ),
     ),
 )

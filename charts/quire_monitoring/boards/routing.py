@@ -184,6 +184,51 @@ CACHE = Row(
         ),
     ),
 )
+DECISIONS = Row(
+    "What decisions are worth",
+    (
+        Lines(
+            title="Decisions by match",
+            help="By how much of the prompt the chosen replica was expected to have cached.",
+            queries=[Query(rate("quire_router_decisions_total", ROUTER, "prefix"), "{{prefix}}")],
+            unit="ops",
+            is_stacked=True,
+        ),
+        Lines(
+            title="Tokens saved by match",
+            help="Share of prompt tokens that decisions expected to be cached.",
+            queries=[
+                Query(
+                    share(
+                        rate(
+                            "quire_router_decision_expected_cached_tokens_total", ROUTER, "prefix"
+                        ),
+                        rate("quire_router_decision_prompt_tokens_total", ROUTER, "prefix"),
+                    ),
+                    "{{prefix}}",
+                )
+            ],
+            unit="percentunit",
+            max_value=1,
+        ),
+        Lines(
+            title="First token by replica",
+            help="Mean, from sending the request there to its first token.",
+            queries=[
+                Query(mean(f"{_R}time_to_first_token_seconds", TOWARDS, "replica"), "{{replica}}")
+            ],
+            unit="s",
+        ),
+        _gauge("Age of load reports", "Old ones make poor decisions.", "load_age_seconds", "s"),
+        _gauge("Decode step by replica", "As its load reports say.", "decode_step_seconds", "s"),
+        Lines(
+            title="Cancelled by replica",
+            help="Requests that were taken back, their client being gone.",
+            queries=[Query(rate(f"{_R}cancelled_total", TOWARDS, "replica"), "{{replica}}")],
+            unit="reqps",
+        ),
+    ),
+)
 COST = Row(
     "What routing costs",
     (
@@ -192,7 +237,7 @@ COST = Row(
             help="Hashing of the prompt apart.",
             queries=[
                 Query(quantile("quire_router_decision_seconds", ROUTER), "p$quantile"),
-                Query(mean("quire_router_decision_seconds", ROUTER), "mean"),
+                Query(mean("quire_router_decision_seconds", ROUTER, "mode"), "mean, {{mode}}"),
             ],
             unit="s",
         ),
@@ -299,6 +344,6 @@ ROUTING = Board(
     uid="quire-routing",
     title="Quire / Cache and routing",
     help="Where routers send requests, what they know of caches, and what it gains and costs.",
-    rows=(SUMMARY, PLACEMENT, CACHE, COST, DISCOVERY),
+    rows=(SUMMARY, PLACEMENT, CACHE, DECISIONS, COST, DISCOVERY),
     variables=(NAMESPACE, DEPLOYMENT, REPLICA_ADDRESS),
 )
