@@ -37,13 +37,12 @@ class ReplicaFeed:
         seen = self._reports.revision
         yield b"retry: %d\n" % RECONNECT_MS + _event(b"snapshot", self.snapshot())
         while not self._lifecycle.is_stopping:
-            # Everybody's seconds begin together, so that they can share what is sent.
-            await asyncio.sleep(INTERVAL_S - time.monotonic() % INTERVAL_S)
+            await _next_tick()
             since, seen = seen, self._reports.revision
             yield _event(b"update", self._body(self._current_replicas(), since=since))
 
     def _current_replicas(self) -> orjson.Fragment:
-        tick = int(time.monotonic() / INTERVAL_S)
+        tick = _tick()
         if tick != self._tick:
             self._tick = tick
             self._replicas = orjson.Fragment(orjson.dumps(self._reports.replicas()))
@@ -58,6 +57,19 @@ class ReplicaFeed:
                 "requests": self._reports.requests(since),
             }
         )
+
+
+def _tick() -> int:
+    """Return the number of the current interval, the same for all who look."""
+    return int(time.monotonic() / INTERVAL_S)
+
+
+async def _next_tick() -> None:
+    """Wait for the next interval to begin."""
+    due = (_tick() + 1) * INTERVAL_S
+    # Event loops round: a sleep may end a little early, still in the interval that was sent.
+    while (left_s := due - time.monotonic()) > 0:  # noqa: ASYNC110 - nothing sets an event
+        await asyncio.sleep(left_s)
 
 
 def _event(name: bytes, data: bytes) -> bytes:

@@ -1,6 +1,7 @@
 /** Numbers as people read them. */
 
 const whole = new Intl.NumberFormat(undefined, { maximumFractionDigits: 0 });
+const tenths = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
 const short = new Intl.NumberFormat(undefined, { maximumSignificantDigits: 3 });
 
 export function count(value) {
@@ -12,7 +13,7 @@ export function rate(value) {
 }
 
 export function percent(share) {
-  return `${whole.format(share * 100)}%`;
+  return `${share < 0.1 ? tenths.format(share * 100) : whole.format(share * 100)}%`;
 }
 
 export function duration(seconds) {

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import pytest
 
 from http_support import Served, serve_engine, until
 from quire_engine.testing import FakeEngine
@@ -91,6 +94,22 @@ async def test_events_begin_with_everything_and_go_on_with_what_changed() -> Non
     assert quiet[1]["requests"] == []
     assert quiet[1]["replicas"][0]["history"] is None
     assert [request["number"] for request in busy[1]["requests"]] == [2]
+
+
+async def test_a_sleep_that_ends_early_repeats_no_update(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = asyncio.sleep
+    monkeypatch.setattr(
+        "quire_router.replica_feed.asyncio",
+        SimpleNamespace(sleep=lambda duration_s: sleep(duration_s * 0.7)),
+    )
+    begun_at = time.monotonic()
+    async with aclosing(events(served)) as stream:
+        for _ in range(3):
+            await anext(stream)
+
+    assert time.monotonic() - begun_at > 1.0
 
 
 async def test_watching_needs_a_key_when_there_are_keys(serve_with: Any) -> None:
