@@ -109,7 +109,7 @@ async def test_the_only_engine_may_be_replaced_while_requests_wait(tmp_path: Pat
 
 async def test_an_engine_ends_as_soon_as_its_requests_have(tmp_path: Path) -> None:
     async with (
-        engine(tmp_path / "one.sock", "--shutdown-timeout", "15") as only,
+        engine(tmp_path / "one.sock", "--shutdown-timeout", "150") as only,
         router(only.address) as front,
         client_of(front) as client,
     ):
@@ -122,13 +122,13 @@ async def test_an_engine_ends_as_soon_as_its_requests_have(tmp_path: Path) -> No
 
         assert await read_to_end(stream) == "length"
         assert await only.status() == 0
-        assert time.monotonic() - started_at < 10
+        assert time.monotonic() - started_at < 100
 
 
 async def test_a_router_that_is_told_to_stop_first_sends_its_clients_elsewhere(
     tmp_path: Path,
 ) -> None:
-    flags = ("--shutdown-delay", "1.5", "--shutdown-timeout", "15")
+    flags = ("--shutdown-delay", "1.5", "--shutdown-timeout", "100")
     async with (
         engine(tmp_path / "one.sock") as only,
         router(only.address, flags=flags) as front,
