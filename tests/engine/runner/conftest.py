@@ -132,7 +132,9 @@ def build(tiny_model: Path) -> BuildDriver:
             "num_gpu_blocks_override": 200,
             "max_num_seqs": 32,
         }
-        return Driver(build_runner(EngineConfig.from_flat(defaults | options)))
+        runner = build_runner(EngineConfig.from_flat(defaults | options | {"device": "cpu"}))
+        assert isinstance(runner, CpuRunner)
+        return Driver(runner)
 
     return build_driver
 
