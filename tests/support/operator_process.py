@@ -29,6 +29,11 @@ class OperatorProcess:
             ]
         )
 
+    @property
+    def metrics_address(self) -> str:
+        """Where Prometheus scrapes it."""
+        return self._metrics
+
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels, as written."""
         with urllib.request.urlopen(f"http://{self._metrics}/metrics") as answer:
