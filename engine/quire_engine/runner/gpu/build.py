@@ -14,6 +14,7 @@ from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes
 from quire_engine.runner.gpu.memory import MemoryUse, cache_limits, measure_peak, used_bytes
 from quire_engine.runner.gpu.parts import GpuParts
+from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.gpu.warm_up import TrialSteps, run_all_variants
 from quire_engine.runner.memory import Limits
@@ -57,6 +58,7 @@ class GpuBuilder:
 
     def _build(self, weights: Weights, phases: Phases) -> GpuRunner:
         config, dtype = self._config, weights["embedding.weight"].dtype
+        step_bytes = bytes_read(self._spec, weights)
         kv_dtype = KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
         decoder = GpuDecoder(
             self._spec,
@@ -76,6 +78,12 @@ class GpuBuilder:
                 runner.use_graphs(self._capture(runner))
         with phases.time("warm_up"):
             run_all_variants(runner, block_size=config.cache.block_size)
+        runner.roofline = make_roofline(
+            self._spec,
+            weight_bytes=step_bytes,
+            block_bytes=cache.memory.nbytes // limits.num_blocks,
+            device=torch.cuda.get_device_properties(self._device),
+        )
         logger.info(
             "%s",
             use.table(limits, cache.memory.nbytes, config.cache.gpu_memory_utilization),

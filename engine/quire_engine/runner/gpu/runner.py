@@ -2,6 +2,7 @@
 
 import torch
 
+from quire_engine.core.messages import Roofline
 from quire_engine.runner.gpu.graphs import StepGraphs
 from quire_engine.runner.gpu.layout import StepLayout, lay_out
 from quire_engine.runner.gpu.parts import GpuParts
@@ -31,6 +32,8 @@ class GpuRunner:
         self.limits = limits
         self._stream = stream
         self.dtype = parts.decoder.dtype
+        self.roofline: Roofline | None = None
+        """What bounds its steps; told once."""
         self.load_report: dict[str, float] = {}
         """Seconds that each phase of loading took, in order."""
         self.attention = parts.attention

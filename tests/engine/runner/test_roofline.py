@@ -1,0 +1,68 @@
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from quire_engine.core.messages import CoreStats
+from quire_engine.model.families import read_spec
+from quire_engine.model.weights import parameters
+from quire_engine.runner.gpu.roofline import bytes_read, make_roofline, num_layer_parameters
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@dataclass(frozen=True)
+class H200:
+    """What torch says of one."""
+
+    major: int = 9
+    minor: int = 0
+    multi_processor_count: int = 132
+    clock_rate: int = 1_980_000
+    memory_clock_rate: int = 3_201_000
+    memory_bus_width: int = 6016
+
+
+def test_the_peaks_of_an_h200_are_those_of_its_data_sheet() -> None:
+    spec = read_spec(CONFIG)
+    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1, device=H200())
+
+    assert roofline.peak_bytes_per_s == pytest.approx(4.8e12, rel=0.01)
+    assert roofline.peak_flops == pytest.approx(989e12, rel=0.1)
+
+
+def test_a_device_of_unknown_kind_has_no_arithmetic_peak() -> None:
+    spec = read_spec(CONFIG)
+    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1, device=H200(major=99))
+
+    assert roofline.shares(CoreStats(prefill_tokens_per_s=1e4)) == {}
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_an_embedding_is_read_whole_only_where_it_is_the_head(is_tied: bool) -> None:
+    spec = read_spec({**CONFIG, "tie_word_embeddings": is_tied})
+    weights = {
+        item.name: torch.empty(item.shape, dtype=torch.bfloat16) for item in parameters(spec)
+    }
+    num_bytes = sum(tensor.nbytes for tensor in weights.values())
+
+    skipped = 0 if is_tied else 100 * 32 * 2
+    assert bytes_read(spec, weights) == num_bytes - skipped
+
+
+def test_a_prompt_token_is_multiplied_with_the_layers_alone() -> None:
+    # Per layer: q, k, v and out; gate, up and down; two norms.
+    layer = 32 * (32 + 16 + 16 + 32) + 3 * 32 * 64 + 2 * 32
+
+    assert num_layer_parameters(read_spec(CONFIG)) == 2 * layer
