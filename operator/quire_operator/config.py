@@ -40,7 +40,7 @@ class RuntimeConfig:
     """Seconds that a leader tries to renew before it stops."""
     retry_period_s: float = 2.0
     """Seconds between tries to get or to renew the Lease."""
-    num_workers: int = 8
+    num_workers: int = 16
     """Deployments worked on at a time."""
     settle_s: float = 0.5
     """Seconds to collect changes of status before looking at a deployment."""
