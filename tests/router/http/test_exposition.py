@@ -2,7 +2,7 @@ import math
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -21,6 +21,7 @@ texts = st.text(max_size=20)
 numbers = st.one_of(st.floats(), st.integers(-(10**12), 10**12))
 
 
+@settings(deadline=None)
 @given(value=numbers, labels=st.tuples(texts, texts), help_=texts)
 def test_what_is_written_is_what_the_client_library_writes(
     value: float, labels: tuple[str, str], help_: str
