@@ -132,53 +132,6 @@ async def test_a_rollout_replaces_each_pod_once_within_its_budget(world: World) 
     assert len(set((await world.revisions()).values())) == 1
 
 
-async def test_a_partition_holds_pods_back_even_when_they_are_lost(world: World) -> None:
-    await world.create(replicas=3, rollout={"partition": 2}, drain={"preStopSeconds": 0})
-    await world.until_ready()
-    before = await world.revisions()
-
-    await world.change('{"spec": {"engine": {"image": "example.test/engine:2"}}}')
-    await world.until_ready()
-    await world.kubectl("delete", "pod", "demo-engine-0")
-    await world.until_ready()
-    canary = await world.revisions()
-
-    assert {name for name in before if canary[name] != before[name]} == {"demo-engine-2"}
-    status = (await world.deployment())["status"]
-    assert (status["updatedReplicas"], status["availableReplicas"]) == (1, 3)
-
-    await world.change('{"spec": {"rollout": {"partition": 0}}}')
-    await world.until_ready()
-    assert set((await world.revisions()).values()) == {canary["demo-engine-2"]}
-
-    # What a lost pod comes back as is the newest revision now, not the first one.
-    await world.change('{"spec": {"rollout": {"partition": 3}, "replicas": 3}}')
-    await world.until_ready()
-    await world.kubectl("delete", "pod", "demo-engine-1")
-    await world.until_ready()
-    assert set((await world.revisions()).values()) == {canary["demo-engine-2"]}
-
-
-async def test_scaling_restarts_nothing_and_suspending_stops_all(world: World) -> None:
-    await world.create(replicas=2, drain={"preStopSeconds": 0})
-    await world.until_ready()
-    uids = {name: pod["metadata"]["uid"] for name, pod in (await world.pods()).items()}
-
-    await world.kubectl("scale", "llmd", "demo", "--replicas=3")
-    await world.until_ready()
-    pods = await world.pods()
-    assert len(pods) == 3
-    assert all(pods[name]["metadata"]["uid"] == uid for name, uid in uids.items())
-
-    await world.change('{"spec": {"suspend": true}}')
-
-    async def is_empty() -> bool:
-        return not await world.pods()
-
-    await eventually("no pods", is_empty)
-    assert "demo" in await world.kubectl("get", "service", "demo")
-
-
 async def test_tensor_parallel_replicas_go_to_nvlink_nodes_alone(world: World) -> None:
     await world.create(replicas=2, parallelism={"tensor": 8}, drain={"preStopSeconds": 0})
 
