@@ -119,7 +119,7 @@ class ControlPlane:
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
             # Without a Lease that is renewed, the node controller finds a node lost in a minute.
-            "--node-lease-duration-seconds=40",
+            "--node-lease-duration-seconds=20",
             *(f"--cidr={SIMULATED_POD_RANGE}", f"--node-ip={CONTROL_IP}"),
         ]
 
