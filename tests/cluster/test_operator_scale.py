@@ -48,7 +48,7 @@ def prepared(control_plane: LocalCluster) -> LocalCluster:
     return control_plane
 
 
-async def test_many_deployments_cost_one_write_per_object_and_two_reports(
+async def test_many_deployments_cost_one_write_per_object_and_few_reports(
     prepared: LocalCluster, figure: Callable[[str, str], None]
 ) -> None:
     with operator_process(prepared.kubeconfig, *FLAGS) as operator:
@@ -78,8 +78,8 @@ async def test_many_deployments_cost_one_write_per_object_and_two_reports(
     assert applied == objects
     if _ready_since(prepared) != nodes_before:
         pytest.skip("simulated nodes were lost on a busy machine, which is news to report")
-    # Two each; some take a third where pods start more than five seconds apart.
-    assert reports <= 2.5 * NUM_DEPLOYMENTS
+    # The first look, Ready, and what came up after Ready; two where all pods start together.
+    assert reports <= 3 * NUM_DEPLOYMENTS
     assert idle.total() == 0
 
 
