@@ -222,6 +222,11 @@ def resolve_device(config: EngineConfig) -> str:
         raise ConfigError(
             f"tensor_parallel_size={device.tensor_parallel_size} needs as many GPUs; a CPU takes 1"
         )
+    if device.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"tensor_parallel_size={device.tensor_parallel_size} is not possible yet: a model runs "
+            "on one GPU; --replicas uses several"
+        )
     return "cuda" if num_gpus else "cpu"
 
 
