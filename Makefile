@@ -41,7 +41,9 @@ browser: ## Install the Chromium that tests of the page drive, once (root, Debia
 # Cluster tests run on their own: they time what both cores do.
 test: lint ## Lint, then every test that this machine can run
 	$(RUN)pytest -n 2 --dist loadfile --ignore tests/cluster $(ARGS)
-	$(RUN)pytest tests/cluster $(CLUSTER_ARGS)
+	$(RUN)pytest tests/cluster -m "not soak" $(CLUSTER_ARGS)
+soak: .venv/installed ## Break a real cluster, roll out on it, run the README on it: what takes long
+	$(RUN)pytest tests/cluster -m soak $(CLUSTER_ARGS)
 lint: .venv/installed ## Format, lint, types, import contracts, generated files
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .

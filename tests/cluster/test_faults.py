@@ -13,7 +13,7 @@ from local_cluster.errors import CommandError
 from local_cluster.load import Load
 from local_cluster.release import SAMPLES, Release
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NAME = "smollm2"
 READY_LIMIT_S = 600

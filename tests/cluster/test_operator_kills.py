@@ -24,6 +24,7 @@ from quire_operator.runtime.kube import KubeApi
 from quire_operator.runtime.resources import BUILT_IN_CHILDREN, DEPLOYMENTS, PODS, Resource
 
 pytestmark = [
+    pytest.mark.soak,
     pytest.mark.slow,
     pytest.mark.timeout(1500),
     # A killed operator leaves its connections as they are.

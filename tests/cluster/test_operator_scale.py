@@ -23,7 +23,7 @@ from quire_operator.plan import Manifest
 from quire_operator.runtime.kube import KubeApi
 from quire_operator.runtime.resources import BUILT_IN_CHILDREN, DEPLOYMENTS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 CRDS = Path(__file__).parents[2] / "crds"
 NUM_NODES, NUM_DEPLOYMENTS = map(int, os.environ.get("QUIRE_SCALE", "20x40").split("x"))

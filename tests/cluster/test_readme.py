@@ -14,7 +14,7 @@ from local_cluster.release import Release
 from local_cluster.tools import cache_folder
 from readme import blocks, section
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from operator_runs import eventually, llm, operating
 from quire_operator.plan import Manifest, OperatorSettings
 from quire_operator.runtime.process import Process
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 CRDS = Path(__file__).parents[2] / "crds"
 NVLINK_NODES = ("sxm-0", "sxm-1")

@@ -14,7 +14,7 @@ import pytest
 from local_cluster.cgroups import ROOT
 from local_cluster.cluster import LocalCluster
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
