@@ -33,7 +33,7 @@ demo: .venv/installed ## On such a cluster: build images, install the chart, dep
 	@$(CLUSTER) demo
 
 ##@ Development
-.PHONY: browser test lint fix generate screenshots
+.PHONY: browser test soak lint fix generate screenshots
 browser: ## Install the Chromium that tests of the page drive, once (root, Debian)
 	@command -v chromium >/dev/null || { apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install --yes --quiet=2 --no-install-recommends chromium fonts-dejavu-core; }
