@@ -258,7 +258,6 @@ def test_people_work_with_deployments_by_the_clusters_own_roles(
         assert not may("editer", "patch", "status")
 
 
-@pytest.mark.soak
 def test_pod_security_restricted_admits_every_pod(control_plane: LocalCluster, team: str) -> None:
     enforce = "pod-security.kubernetes.io/enforce=restricted"
     control_plane.kubectl("label", "namespace", team, enforce)
