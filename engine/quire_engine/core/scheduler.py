@@ -29,11 +29,12 @@ from collections.abc import Iterable
 from quire_engine.config import SchedulerConfig
 from quire_engine.core.chunking import PrefillDemand
 from quire_engine.core.kv_cache import KvCache
-from quire_engine.core.messages import CoreStats, FinishReason, NewSequence, SequenceOutput
+from quire_engine.core.messages import CoreStats, NewSequence, SequenceOutput
+from quire_engine.core.prompt_length import check_prompt_length
 from quire_engine.core.queue import HeldSequences, WaitingQueue
 from quire_engine.core.sequence import Key, Sequence, State
-from quire_engine.core.sequence_output import describe_token
-from quire_engine.errors import InvalidRequestError, PromptTooLongError, QueueFullError
+from quire_engine.core.sequence_output import describe_failure, describe_token
+from quire_engine.errors import InvalidRequestError, QueueFullError
 from quire_engine.runner.plan import StepPlan, StepResult
 
 
@@ -176,15 +177,7 @@ class Scheduler:
         sequences = [sequence for sequence in found if sequence is not None]
         self._dropped += plan.dropped  # the runner may not have come as far as that
         self._end(sequences)
-        return [
-            SequenceOutput(
-                seq_id=sequence.seq_id,
-                finish_reason=FinishReason.ERROR,
-                error=message,
-                num_preemptions=sequence.num_preemptions,
-            )
-            for sequence in sequences
-        ]
+        return [describe_failure(sequence, message) for sequence in sequences]
 
     def measure(self) -> CoreStats:
         """Bring the gauges up to date and return the statistics, the scheduler's own copy."""
@@ -234,20 +227,9 @@ class Scheduler:
     # Arrival
 
     def _check_acceptable(self, new: NewSequence) -> None:
-        num_tokens = len(new.prompt_token_ids)
-        if not num_tokens:
-            raise InvalidRequestError("the prompt has no tokens", "prompt")
         if new.seq_id in self._sequences:
             raise InvalidRequestError(f"sequence id {new.seq_id} is in use")
-        if num_tokens >= self._max_model_len:
-            raise PromptTooLongError(num_tokens, self._max_model_len)
-        if num_tokens >= self._cache.num_slots:
-            num_blocks = num_tokens // self._cache.block_size + 1
-            raise InvalidRequestError(
-                f"the prompt has {num_tokens} tokens and needs {num_blocks} cache blocks of "
-                f"{self._cache.block_size}; this engine has {self._cache.pool.num_blocks}",
-                "prompt",
-            )
+        check_prompt_length(len(new.prompt_token_ids), self._max_model_len, self._cache)
         if self._max_num_queued is not None:
             # Those that the next step will take up do not count as waiting.
             num_seats = 0 if self._blocked else self.max_num_seqs - len(self._running)

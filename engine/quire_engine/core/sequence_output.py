@@ -1,6 +1,6 @@
 """What a step means for a sequence, as its client will hear of it."""
 
-from quire_engine.core.messages import SequenceOutput
+from quire_engine.core.messages import FinishReason, SequenceOutput
 from quire_engine.core.sequence import Sequence
 from quire_engine.runner.plan import StepResult
 
@@ -21,6 +21,16 @@ def describe_token(sequence: Sequence, result: StepResult) -> SequenceOutput:
     if sequence.is_first_token:
         _describe_start(sequence, output, result)
     return output
+
+
+def describe_failure(sequence: Sequence, message: str) -> SequenceOutput:
+    """Describe the end of a sequence whose step could not be computed."""
+    return SequenceOutput(
+        seq_id=sequence.seq_id,
+        finish_reason=FinishReason.ERROR,
+        error=message,
+        num_preemptions=sequence.num_preemptions,
+    )
 
 
 def _describe_start(sequence: Sequence, output: SequenceOutput, result: StepResult) -> None:
