@@ -5,6 +5,7 @@ carries only differences: a sequence's tokens travel once, then only new block i
 data: it can be sent to the processes of a tensor-parallel group as it is.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -123,7 +124,7 @@ class FinishedStep:
         return self._result
 
 
-class ImmediateRunner:
+class ImmediateRunner(ABC):
     """Base of runners whose steps are over when `launch` returns."""
 
     max_num_in_flight = 1
@@ -132,6 +133,6 @@ class ImmediateRunner:
         """Run one step; see `ModelRunner.launch`."""
         return FinishedStep(self.execute(plan))
 
+    @abstractmethod
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step and return what it computed."""
-        raise NotImplementedError
