@@ -108,10 +108,13 @@ def test_a_chunk_has_the_bits_of_the_whole(device: str) -> None:
 def test_a_step_without_prompts_launches_nothing(device: str) -> None:
     case = make_case(device, seq_lens=[3], query_lens=[3])
     tiles = torch.from_numpy(cut_prefill_tiles([], 64))
+    out_THD = torch.full_like(case.q_THD, 7.0)
 
     prefill_attention(
-        case.q_THD, case.k_cache, case.v_cache, case.block_table_RM, tiles, case.q_THD, scale=1.0
+        case.q_THD, case.k_cache, case.v_cache, case.block_table_RM, tiles, out_THD, scale=1.0
     )
+
+    assert torch.equal(out_THD, torch.full_like(case.q_THD, 7.0))
 
 
 def test_tiles_with_most_keys_come_first() -> None:
