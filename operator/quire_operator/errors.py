@@ -15,7 +15,7 @@ A plain `KubeError` is about this one request: 500 for want of a free Service ad
 `KubeError.of()` is the one place that reads status codes.
 """
 
-from typing import Any, Self
+from typing import Any
 
 
 class OperatorError(Exception):
@@ -46,10 +46,6 @@ class KubeError(OperatorError):
     def is_retryable(self) -> bool:
         """Whether the same request may succeed later with nothing changed by anyone."""
         return True
-
-    def with_context(self, context: str) -> Self:
-        """Return the same error, saying what was tried."""
-        return type(self)(f"{context}: {self}", status=self.status, cause=self.cause)
 
 
 class NotFoundError(KubeError):

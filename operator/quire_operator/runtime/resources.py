@@ -1,9 +1,9 @@
 """The kinds that the operator watches, and what the API server has of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from quire_operator.plan import Manifest, ObjectKey
+from quire_operator.plan import Manifest
 
 GROUP = "quire.dev"
 API_VERSION = "quire.dev/v1alpha1"
@@ -70,11 +70,6 @@ OPTIONAL_CHILDREN = (
     ("resource.nvidia.com/v1beta1", "ComputeDomain"),
 )
 """Kinds that are used where the server has them, and never missed where it has not."""
-
-
-def resource_of(key: ObjectKey, known: Mapping[tuple[str, str], Resource]) -> Resource | None:
-    """Return the resource that serves an object."""
-    return known.get((key.api_version, key.kind))
 
 
 def by_api(resources: Iterable[Resource]) -> dict[tuple[str, str], Resource]:

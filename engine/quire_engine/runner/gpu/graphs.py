@@ -32,10 +32,6 @@ class StepGraphs:
         self._forward: dict[int, torch.cuda.CUDAGraph] = {}
         self._sample: dict[tuple[int, PlainMode], torch.cuda.CUDAGraph] = {}
 
-    @property
-    def num_graphs(self) -> int:
-        return len(self._forward) + len(self._sample)
-
     def capture(self) -> None:
         """Capture every size, the largest first: the smaller ones reuse its memory."""
         for size in reversed(self._sizes):
