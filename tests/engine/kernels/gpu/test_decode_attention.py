@@ -145,7 +145,8 @@ def test_few_batches_reach_every_form_of_the_kernels() -> None:
 
     batches = plan.variant_batches(256)
 
-    assert batches == [1, 2, 5, 16, 65]
+    assert {plan.tiles(size) for size in batches} == {plan.tiles(n) for n in range(1, 257)}
+    assert len(batches) <= 8
 
 
 @pytest.mark.gpu
