@@ -182,6 +182,8 @@ class EngineCore:
             num_prefill_tokens=step.num_prefill_tokens,
         )
         self._collected_s = now_s
+        num_compiles = getattr(self._runner, "num_compiles_after_ready", 0)
+        self._scheduler.stats.num_compiles_after_ready = num_compiles
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[SequenceOutput]:
         self._num_failures_in_a_row += 1

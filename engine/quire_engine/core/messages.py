@@ -121,6 +121,8 @@ class CoreStats:
     """Moving average over steps that prefilled; 0 before the first."""
     decode_step_s: float = 0.0
     """Moving average over steps that only decoded; 0 before the first."""
+    num_compiles_after_ready: int = 0
+    """Kernels that were compiled while requests waited for them."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -251,6 +251,7 @@ class EngineMetrics(Collector):
             "last_step_age_seconds": self._stalled_s(),
             "steps_total": stats.num_steps,
             "busy_seconds_total": stats.busy_s,
+            "kernel_compiles_after_ready_total": stats.num_compiles_after_ready,
             "num_preemptions_total": stats.num_preemptions,
             "prompt_tokens_total": stats.num_prompt_tokens + stats.num_prefix_hit_tokens,
             "prompt_tokens_cached_total": stats.num_prefix_hit_tokens,

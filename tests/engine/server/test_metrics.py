@@ -117,6 +117,7 @@ def test_gauges_and_counters_show_the_last_step() -> None:
         "quire_engine_num_requests_waiting": 2,
         "quire_engine_kv_cache_usage_ratio": 0.25,
         "quire_engine_steps_total": 7,
+        "quire_engine_kernel_compiles_after_ready_total": 0,
         "quire_engine_num_preemptions_total": 1,
         "quire_engine_prompt_tokens_total": 100,
         "quire_engine_prompt_tokens_cached_total": 20,

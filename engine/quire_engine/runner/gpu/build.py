@@ -10,6 +10,7 @@ from quire_engine.config import EngineConfig
 from quire_engine.model.decoder import Weights
 from quire_engine.model.spec import ModelSpec
 from quire_engine.runner.gpu.cache import GpuKvCache
+from quire_engine.runner.gpu.compiles import CompileCounter
 from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes
 from quire_engine.runner.gpu.memory import MemoryUse, cache_limits, measure_peak, used_bytes
@@ -84,6 +85,7 @@ class GpuBuilder:
             block_bytes=cache.memory.nbytes // limits.num_blocks,
             device=torch.cuda.get_device_properties(self._device),
         )
+        runner.compiles = CompileCounter()
         logger.info(
             "%s",
             use.table(limits, cache.memory.nbytes, config.cache.gpu_memory_utilization),

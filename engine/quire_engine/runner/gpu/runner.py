@@ -3,6 +3,7 @@
 import torch
 
 from quire_engine.core.messages import Roofline
+from quire_engine.runner.gpu.compiles import CompileCounter
 from quire_engine.runner.gpu.graphs import StepGraphs
 from quire_engine.runner.gpu.layout import StepLayout, lay_out
 from quire_engine.runner.gpu.parts import GpuParts
@@ -36,6 +37,8 @@ class GpuRunner:
         """What bounds its steps; told once."""
         self.load_report: dict[str, float] = {}
         """Seconds that each phase of loading took, in order."""
+        self.compiles: CompileCounter | None = None
+        """Counts from when it is ready."""
         self.attention = parts.attention
         self._rows, self._staging, self._inputs = parts.rows, parts.staging, parts.inputs
         self._sampler, self.step = parts.sampler, parts.step
@@ -55,6 +58,11 @@ class GpuRunner:
     @property
     def max_num_batched_tokens(self) -> int:
         return self.limits.max_num_batched_tokens
+
+    @property
+    def num_compiles_after_ready(self) -> int:
+        """Kernels that requests had to wait for; 0 unless warming up missed a variant."""
+        return 0 if self.compiles is None else len(self.compiles)
 
     def use_graphs(self, graphs: StepGraphs) -> None:
         """Run decode steps through graphs from now on."""
