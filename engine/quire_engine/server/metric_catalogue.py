@@ -138,8 +138,8 @@ TOTALS = (
     _counter("busy_seconds", "Time spent in steps."),
     _counter(
         "kernel_compiles_after_ready",
-        "Kernels of a GPU that were compiled, or loaded from disk, while requests waited: 0, unless "
-        "warming up missed a variant.",
+        "Kernels of a GPU that were compiled, or loaded from disk, while requests waited: 0 "
+        "unless warming up missed a variant.",
     ),
     _counter("num_preemptions", "Sequences that gave up their blocks and were computed again."),
     _counter("prompt_tokens", "Prompt tokens processed, computed or taken from the cache."),
