@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from quire_operator.api import timestamp
+from quire_operator.capacity import Fleet
 from quire_operator.plan import (
     DEPLOYMENT_LABEL,
     SPEC_HASH_ANNOTATION,
@@ -67,7 +68,8 @@ class SimulatedCluster:
     ) -> None:
         self.deployment = deployment
         self.settings = settings or OperatorSettings(pipeline_parallelism=True)
-        self.surroundings = {"nodes": (make_node("node-1"),), **observed}
+        given = {"nodes": (make_node("node-1"),), **observed}
+        self.surroundings = given | {"nodes": Fleet(given["nodes"])}
         self.objects: dict[ObjectKey, Manifest] = {}
         self.pods: dict[str, Manifest] = {}
         self.now = START

@@ -6,6 +6,7 @@
     NodeFacts   what a Node manifest says of its GPUs
     Demand      what one pod wants of a node
     examine     every node's verdict on a demand, with the reason in words
+    Fleet       the nodes of a cluster, read once and judged once for each demand
 
 Imports nothing but the standard library: `quire plan` uses it on machines without kopf.
 """
@@ -14,6 +15,7 @@ from quire_operator.capacity.affinity import node_preferences, node_selector_ter
 from quire_operator.capacity.demand import Demand, NvlinkMode, Toleration
 from quire_operator.capacity.errors import CapacityError
 from quire_operator.capacity.fitting import Fit, examine
+from quire_operator.capacity.fleet import Fleet
 from quire_operator.capacity.footprint import Footprint, footprint_of_config, footprint_of_sizes
 from quire_operator.capacity.gpus import GPUS, Gpu, Link, find_gpu, gpu_of_product, nvlink_products
 from quire_operator.capacity.memory import MemoryPlan, Workload, plan_memory
@@ -29,6 +31,7 @@ __all__ = [
     "CapacityError",
     "Demand",
     "Fit",
+    "Fleet",
     "Footprint",
     "Gpu",
     "Link",

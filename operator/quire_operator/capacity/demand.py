@@ -60,7 +60,8 @@ class Demand:
     """Acceptable values of nvidia.com/gpu.product; empty: any."""
     min_gpu_bytes: int = 0
     """Smallest GPU that the user accepts."""
-    node_selector: Mapping[str, str] = field(default_factory=dict)
+    # Left out of the hash, which mappings have not; equality still looks at it.
+    node_selector: Mapping[str, str] = field(default_factory=dict, hash=False)
     tolerations: tuple[Toleration, ...] = ()
 
     @property

@@ -11,10 +11,8 @@ from quire_operator.capacity import (
     CapacityError,
     Fit,
     Footprint,
-    NodeFacts,
     Reason,
     Workload,
-    examine,
     footprint_of_config,
     footprint_of_name,
     footprint_of_sizes,
@@ -65,10 +63,10 @@ def check_capacity(
 def _checked(
     ctx: Context, replicas: Replicas, stuck: str, config: Mapping[str, Any] | None
 ) -> Capacity:
-    resource = ctx.gpu_resource
-    nodes = [NodeFacts.from_manifest(node, resource=resource) for node in ctx.observed.nodes]
-    fit = examine(demand(ctx), nodes, footprint(ctx, config), workload(ctx))
+    fleet = ctx.observed.nodes
+    fit = fleet.examine(demand(ctx), footprint(ctx, config), workload(ctx))
     fitting = set(fit.eligible)
+    nodes = fleet.facts(ctx.gpu_resource)
     total = sum(node.num_gpus for node in nodes if node.name in fitting)
     pods = [pod for replica in replicas.all for pod in replica.pods]
     used = sum(ctx.gpus_per_pod for pod in pods if pod.node in fitting)

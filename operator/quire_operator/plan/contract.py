@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from quire_operator.capacity import Fleet
+
 Manifest = dict[str, Any]
 """A Kubernetes object as plain JSON."""
 
@@ -39,7 +41,7 @@ class Observed:
     """Live objects that carry the label `quire.dev/deployment: <name>`, pods excepted."""
     pods: Sequence[Manifest] = ()
     """Pods with that label: engines, routers and the weights job's."""
-    nodes: Sequence[Manifest] = ()
+    nodes: Fleet = field(default_factory=Fleet)
     """Nodes of the cluster. Empty where the operator may not list them: then nothing is judged."""
     apis: frozenset[tuple[str, str]] = frozenset()
     """(apiVersion, kind) of every optional API that the server has, as `("keda.sh/v1alpha1",

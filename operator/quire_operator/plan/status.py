@@ -130,18 +130,10 @@ def _replica_status(ctx: Context, replica: Replica) -> Json:
         "ready": replica.is_serving,
         "revision": leader.revision,
         "node": leader.node,
-        "nvlinkDomain": _node_label(ctx, leader.node, CLIQUE_LABEL),
+        "nvlinkDomain": ctx.observed.nodes.label(leader.node, CLIQUE_LABEL),
         "message": replica.trouble,
     }
     return {name: value for name, value in fields.items() if value != ""}
-
-
-def _node_label(ctx: Context, name: str, label: str) -> str:
-    for node in ctx.observed.nodes if name else ():
-        metadata = node.get("metadata") or {}
-        if metadata.get("name") == name:
-            return str((metadata.get("labels") or {}).get(label, ""))
-    return ""
 
 
 def _last_scale_time(ctx: Context) -> str | None:

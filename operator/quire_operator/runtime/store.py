@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from quire_operator.capacity import Fleet
 from quire_operator.plan import DEPLOYMENT_LABEL, Manifest, ObjectKey
 from quire_operator.runtime.metrics import DeploymentKey
 from quire_operator.runtime.resources import DEPLOYMENTS, NODES, PODS, Resource, revision
@@ -48,7 +49,7 @@ class Store:
         self._children: defaultdict[DeploymentKey, _Shelf] = defaultdict(dict)
         self._pods: defaultdict[DeploymentKey, _Shelf] = defaultdict(dict)
         self._deployments: dict[DeploymentKey, Manifest] = {}
-        self._nodes: tuple[Manifest, ...] | None = None
+        self._nodes: Fleet | None = None
         self._seen: defaultdict[Resource, int] = defaultdict(lambda: -1)
 
     @property
@@ -57,11 +58,11 @@ class Store:
         return self._deployments
 
     @property
-    def nodes(self) -> tuple[Manifest, ...]:
-        """All nodes, sorted by name: the same tuple until one of them changes."""
+    def nodes(self) -> Fleet:
+        """All nodes, sorted by name: the same fleet until one of them changes."""
         if self._nodes is None:
             shelf = self._shelves[NODES]
-            self._nodes = tuple(shelf[key] for key in sorted(shelf))
+            self._nodes = Fleet(shelf[key] for key in sorted(shelf))
         return self._nodes
 
     def children(self, key: DeploymentKey) -> Mapping[ObjectKey, Manifest]:
@@ -153,17 +154,17 @@ class Store:
         self._tell(Notice(resource, Change.REMOVED, owner_of(resource, known)))
 
     def _tell(self, notice: Notice) -> None:
+        if notice.resource is NODES:
+            self._nodes = None
         if notice.key is not None or notice.resource is NODES:
             self._notify(notice)
 
     def _link(
         self, resource: Resource, key: ObjectKey, owner: DeploymentKey | None, manifest: Manifest
     ) -> None:
-        if resource is NODES:
-            self._nodes = None
-        elif owner is None:
+        if owner is None:
             return
-        elif resource is DEPLOYMENTS:
+        if resource is DEPLOYMENTS:
             self._deployments[owner] = manifest
         elif resource is PODS:
             self._pods[owner][key] = manifest
@@ -172,11 +173,9 @@ class Store:
 
     def _unlink(self, resource: Resource, key: ObjectKey, known: Manifest) -> None:
         owner = owner_of(resource, known)
-        if resource is NODES:
-            self._nodes = None
-        elif owner is None:
+        if owner is None:
             return
-        elif resource is DEPLOYMENTS:
+        if resource is DEPLOYMENTS:
             self._deployments.pop(owner, None)
         else:
             index = self._pods if resource is PODS else self._children

@@ -1,7 +1,7 @@
 """Laws that hold for every child of every deployment."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from quire_operator.api import DeploymentSpec, parse_spec
+from quire_operator.capacity import Fleet
 from quire_operator.plan import (
     DEPLOYMENT_LABEL,
     MANAGED_BY,
@@ -102,9 +103,9 @@ specs = st.fixed_dictionaries(
 )
 
 
-def observe(**changes: Any) -> Observed:
-    nodes = (make_node("node-1"), make_node("node-2", product="NVIDIA-A10", gpus=4))
-    return replace(Observed(now=START, apis=APIS, nodes=nodes), **changes)
+def observe(*, nodes: Iterable[Manifest] = (), **changes: Any) -> Observed:
+    given = nodes or (make_node("node-1"), make_node("node-2", product="NVIDIA-A10", gpus=4))
+    return replace(Observed(now=START, apis=APIS, nodes=Fleet(given)), **changes)
 
 
 def plan_for(name: str, spec: dict[str, Any], **observed: Any) -> Plan:

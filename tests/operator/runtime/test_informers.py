@@ -94,7 +94,7 @@ async def test_nodes_that_may_not_be_watched_are_no_reason_to_wait() -> None:
     async with informing(kube) as (informers, store, _news):
         await asyncio.wait_for(informers.synced.wait(), 5.0)
         assert informers.unsynced() == ""
-        assert store.nodes == ()
+        assert len(store.nodes) == 0
 
 
 async def test_each_namespace_has_its_own_watches_and_nodes_have_one() -> None:

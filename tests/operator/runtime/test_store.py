@@ -148,10 +148,12 @@ def test_heartbeats_of_nodes_are_no_news() -> None:
     store.put(NODES, node(1))
     known = store.nodes
     store.put(NODES, node(2, heartbeat="2"))
+    assert store.nodes is known
     store.put(NODES, node(3, heartbeat="3", ready="Unknown"))
 
     assert [notice.change for notice in notices] == [Change.ADDED, Change.SPEC]
-    assert "images" not in known[0]["status"]
+    assert "images" not in next(iter(known))["status"]
+    assert store.nodes is not known
 
 
 def test_only_the_object_that_was_meant_is_discarded() -> None:
