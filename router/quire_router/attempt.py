@@ -79,10 +79,9 @@ class Attempt:
         counts = self.replica.counts
         counts.num_cached_tokens += response.prompt.num_cached_tokens
         self._decision.started(response.prompt.num_cached_tokens)
-        counts.num_first_tokens += 1
         # An answer that comes as a whole says itself when it began.
         elapsed_s = response.usage.time_to_first_token_s if is_last else None
-        counts.first_token_s += elapsed_s or self._decision.first_response_s or 0.0
+        counts.first_token(elapsed_s or self._decision.first_response_s or 0.0)
 
     def on_error(self, error: pb.Error) -> None:
         meaning = verdict(error)
@@ -99,7 +98,7 @@ class Attempt:
 
     def _fail(self, meaning: Verdict, error: pb.Error) -> None:
         self._load.ended(id(self))
-        self.replica.counts.num_failures[meaning] += 1
+        self.replica.counts.failed(meaning)
         self._decision.failed(meaning)
         self._on_failure(self, meaning, error)
 

@@ -28,6 +28,7 @@ from quire_router.pool import Pool
 from quire_router.pool_config import PoolConfig
 from quire_router.pool_metrics import DispatchMetrics, ReplicaCollector
 from quire_router.replica import Replica, ReplicaState
+from quire_router.replica_view import ReplicaView
 from quire_router.reporting import Reporter
 from quire_router.stream import GenerationStream
 
@@ -57,7 +58,7 @@ class PoolDispatcher:
         self._pool = Pool(config, discoveries, self._on_state)
         self._metrics = DispatchMetrics(registry)
         self._collectors = (
-            ReplicaCollector(self._pool),
+            ReplicaCollector(self._views),
             DiscoveryCollector(discovery.status for discovery in discoveries),
         )
         for collector in self._collectors:
@@ -128,6 +129,9 @@ class PoolDispatcher:
         elif not self._place(stream):
             self._park(stream)
         return stream
+
+    def _views(self) -> list[ReplicaView]:
+        return [ReplicaView.of(replica) for replica in self._pool.replicas]
 
     def _place(self, stream: GenerationStream) -> bool:
         """Send a generation to the best replica; False when none can take it now."""

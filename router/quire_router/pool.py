@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from quire_router.discovery import Discovery
 from quire_router.pool_config import PoolConfig
 from quire_router.replica import Replica
+from quire_router.replica_account import Account
 from quire_router.tokenizer_store import TokenizerStore
 
 logger = logging.getLogger(__name__)
@@ -23,10 +24,13 @@ class Pool:
         config: PoolConfig,
         discoveries: Iterable[Discovery],
         on_state: Callable[[Replica], None],
+        open_account: Callable[[str], Account] = lambda _: Account(),
     ) -> None:
+        """`open_account` says where to keep what is counted of a replica, by its address."""
         self._config = config
         self._discoveries = list(discoveries)
         self._on_state = on_state
+        self._open_account = open_account
         self._tokenizers = TokenizerStore()
         self._wanted: dict[int, frozenset[str]] = {}
         self._replicas: dict[str, Replica] = {}
@@ -84,7 +88,8 @@ class Pool:
 
     def _add(self, address: str) -> None:
         logger.info("replica found replica=%s", address)
-        replica = Replica(address, self._config, self._tokenizers, self._on_state)
+        account = self._open_account(address)
+        replica = Replica(address, self._config, self._tokenizers, self._on_state, account)
         self._replicas[address] = replica
         self._start(self._keep(replica))
 
@@ -97,6 +102,7 @@ class Pool:
                 if replica.is_retired and replica.is_idle:
                     break
             del self._replicas[replica.address]
+            replica.account.close()
         finally:
             replica.prepare_close()
             run.cancel()

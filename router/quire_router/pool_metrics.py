@@ -17,37 +17,38 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from quire_engine.rpc import engine_pb2 as pb
 from quire_router import metric_catalogue as catalogue
 from quire_router.metric_catalogue import Declared
 from quire_router.policy import Candidate
-from quire_router.pool import Pool
 from quire_router.prefix_index import IndexMode
 from quire_router.replica import Replica, ReplicaState
+from quire_router.replica_view import ReplicaView
 
 PREFIX = f"{catalogue.PREFIX}replica_"
 
-READ: dict[str, Callable[[Replica], float]] = {
-    "up": lambda r: r.state is ReplicaState.READY,
-    "running": lambda r: _load(r).num_running,
-    "waiting": lambda r: _load(r).num_waiting,
-    "in_flight": lambda r: r.load.num_own,
-    "queued_tokens": lambda r: r.load.queued_tokens,
-    "kv_usage_ratio": lambda r: _load(r).num_used_blocks / (_load(r).num_total_blocks or 1),
-    "prefill_tokens_per_second": lambda r: _load(r).prefill_tokens_per_s,
-    "decode_step_seconds": lambda r: _load(r).decode_step_s,
-    "load_age_seconds": lambda r: r.silence_s,
-    "prefix_index_blocks": lambda r: r.index.num_known,
-    "prefix_index_age_seconds": lambda r: _age_s(r.index.updated_at),
-    "breaker_open": lambda r: r.breaker.is_open,
-    "requests": lambda r: r.counts.num_dispatched,
-    "prompt_tokens": lambda r: r.counts.num_prompt_tokens,
-    "expected_cached_tokens": lambda r: r.counts.num_expected_cached_tokens,
-    "cached_tokens": lambda r: r.counts.num_cached_tokens,
-    "completion_tokens": lambda r: r.counts.num_completion_tokens,
-    "cancelled": lambda r: r.counts.num_cancelled,
-    "connections": lambda r: r.counts.num_connections,
-    "kv_subscriptions": lambda r: r.counts.num_kv_subscriptions,
+READ: dict[str, Callable[[ReplicaView], float]] = {
+    "up": lambda v: v.facts.state is ReplicaState.READY,
+    "running": lambda v: v.facts.report.num_running,
+    "waiting": lambda v: v.facts.report.num_waiting,
+    "in_flight": lambda v: v.num_in_flight,
+    "queued_tokens": lambda v: v.queued_tokens,
+    "kv_usage_ratio": lambda v: (
+        v.facts.report.num_used_blocks / (v.facts.report.num_total_blocks or 1)
+    ),
+    "prefill_tokens_per_second": lambda v: v.facts.report.prefill_tokens_per_s,
+    "decode_step_seconds": lambda v: v.facts.report.decode_step_s,
+    "load_age_seconds": lambda v: _age_s(v.facts.heard_at),
+    "prefix_index_blocks": lambda v: v.facts.num_index_blocks,
+    "prefix_index_age_seconds": lambda v: _age_s(v.facts.index_updated_at),
+    "breaker_open": lambda v: v.facts.is_breaker_open,
+    "requests": lambda v: v.counts.num_dispatched,
+    "prompt_tokens": lambda v: v.counts.num_prompt_tokens,
+    "expected_cached_tokens": lambda v: v.counts.num_expected_cached_tokens,
+    "cached_tokens": lambda v: v.counts.num_cached_tokens,
+    "completion_tokens": lambda v: v.counts.num_completion_tokens,
+    "cancelled": lambda v: v.counts.num_cancelled,
+    "connections": lambda v: v.counts.num_connections,
+    "kv_subscriptions": lambda v: v.counts.num_kv_subscriptions,
 }
 
 
@@ -89,25 +90,21 @@ class DispatchMetrics:
 class ReplicaCollector(Collector):
     """Per-replica series, from what the replicas are at the moment of the scrape."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, views: Callable[[], Sequence[ReplicaView]]) -> None:
+        self._views = views
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the registry need not collect to learn our names."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        replicas = self._pool.replicas
+        views = self._views()
         for declared in (*catalogue.REPLICA_NUMBERS, *catalogue.REPLICA_TOTALS):
-            yield _numbers(declared, replicas)
-        yield _first_tokens(replicas)
-        yield _failures(replicas)
-        yield _states(replicas)
-        yield _modes(replicas)
-
-
-def _load(replica: Replica) -> pb.Load:
-    return replica.load.report
+            yield _numbers(declared, views)
+        yield _first_tokens(views)
+        yield _failures(views)
+        yield _states(views)
+        yield _modes(views)
 
 
 def _age_s(since: float) -> float:
@@ -126,42 +123,42 @@ def _family(declared: Declared) -> GaugeMetricFamily | CounterMetricFamily:
     return type_(declared.family, declared.help, labels=declared.labels)
 
 
-def _numbers(declared: Declared, replicas: Iterable[Replica]) -> Metric:
+def _numbers(declared: Declared, views: Iterable[ReplicaView]) -> Metric:
     family = _family(declared)
     read = READ[declared.family.removeprefix(PREFIX)]
-    for replica in replicas:
-        family.add_metric([replica.address], float(read(replica)))
+    for view in views:
+        family.add_metric([view.facts.address], float(read(view)))
     return family
 
 
-def _first_tokens(replicas: Iterable[Replica]) -> Metric:
+def _first_tokens(views: Iterable[ReplicaView]) -> Metric:
     declared = catalogue.REPLICA_FIRST_TOKEN
     family = SummaryMetricFamily(declared.name, declared.help, labels=declared.labels)
-    for replica in replicas:
-        counts = replica.counts
-        family.add_metric([replica.address], counts.num_first_tokens, counts.first_token_s)
+    for view in views:
+        counts = view.counts
+        family.add_metric([view.facts.address], counts.num_first_tokens, counts.first_token_s)
     return family
 
 
-def _failures(replicas: Iterable[Replica]) -> Metric:
+def _failures(views: Iterable[ReplicaView]) -> Metric:
     family = _family(catalogue.REPLICA_FAILURES)
-    for replica in replicas:
-        for verdict, num in replica.counts.num_failures.items():
-            family.add_metric([replica.address, verdict.value], num)
+    for view in views:
+        for verdict, num in view.counts.num_failures.items():
+            family.add_metric([view.facts.address, verdict.value], num)
     return family
 
 
-def _states(replicas: Iterable[Replica]) -> Metric:
+def _states(views: Iterable[ReplicaView]) -> Metric:
     family = _family(catalogue.REPLICA_STATE)
-    for replica in replicas:
+    for view in views:
         for state in ReplicaState:
-            family.add_metric([replica.address, state.value], replica.state is state)
+            family.add_metric([view.facts.address, state.value], view.facts.state is state)
     return family
 
 
-def _modes(replicas: Iterable[Replica]) -> Metric:
+def _modes(views: Iterable[ReplicaView]) -> Metric:
     family = _family(catalogue.REPLICA_INDEX_MODE)
-    for replica in replicas:
+    for view in views:
         for mode in IndexMode:
-            family.add_metric([replica.address, mode.value], replica.index.mode is mode)
+            family.add_metric([view.facts.address, mode.value], view.facts.index_mode is mode)
     return family

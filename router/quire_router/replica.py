@@ -5,18 +5,16 @@ import enum
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.rpc.prefix import prefix_seed
 from quire_router.backoff import Backoff
 from quire_router.breaker import Breaker
 from quire_router.connection import run_connection
-from quire_router.failure import Verdict
 from quire_router.generation import TokenizerFiles
-from quire_router.load import ReplicaLoad
 from quire_router.pool_config import PoolConfig
 from quire_router.prefix_index import PrefixIndex
+from quire_router.replica_account import Account
 from quire_router.session import ConnectionLostError, Session, Sink
 from quire_router.tokenizer_store import TokenizerStore
 
@@ -38,26 +36,6 @@ class ReplicaState(enum.Enum):
     """It has said nothing for a while, or nothing good."""
 
 
-@dataclass(slots=True)
-class ReplicaCounts:
-    """Totals of one replica, over reconnects."""
-
-    num_dispatched: int = 0
-    num_connections: int = 0
-    num_kv_subscriptions: int = 0
-    num_prompt_tokens: int = 0
-    num_expected_cached_tokens: int = 0
-    """Prompt tokens that decisions expected to be cached."""
-    num_cached_tokens: int = 0
-    """Prompt tokens that the engine found cached."""
-    num_completion_tokens: int = 0
-    num_cancelled: int = 0
-    num_first_tokens: int = 0
-    first_token_s: float = 0.0
-    """Times from sending a request to its first token, added up."""
-    num_failures: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
-
-
 class Replica:
     """One engine, as the router sees it. `run` keeps it connected."""
 
@@ -67,14 +45,16 @@ class Replica:
         config: PoolConfig,
         tokenizers: TokenizerStore,
         on_state: Callable[["Replica"], None],
+        account: Account,
     ) -> None:
         self.address = address
+        self.account = account
         self.info = pb.ModelInfo()
         self.tokenizer: TokenizerFiles | None = None
-        self.load = ReplicaLoad()
+        self.load = account.new_load()
         self.index = PrefixIndex()
         self.breaker = Breaker(max_failures=config.breaker_failures, open_s=config.breaker_open_s)
-        self.counts = ReplicaCounts()
+        self.counts = account.counts
         self.last_chosen = 0
         self.is_retired = False
         """No longer wanted: gets nothing new, ends when it is idle."""
@@ -102,9 +82,9 @@ class Replica:
         return self._session is None or len(self._session) == 0
 
     @property
-    def silence_s(self) -> float:
-        """Seconds since its last load report; 0 before the first."""
-        return time.monotonic() - self._heard_at if self._heard_at else 0.0
+    def heard_at(self) -> float:
+        """When its last load report came, by the monotonic clock; 0 before the first."""
+        return self._heard_at
 
     def prefix_seed(self, cache_salt: str) -> int:
         """Return the seed of its block hashes for requests with this salt."""
@@ -244,7 +224,7 @@ class Replica:
             reason,
         )
         session.lose(reason)
-        self.load = ReplicaLoad()
+        self.load = self.account.new_load()
 
     def _update(self) -> None:
         state = self._current_state()

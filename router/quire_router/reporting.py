@@ -2,28 +2,16 @@
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Sized
-from dataclasses import dataclass
 
 from quire_router.decisions import Decision, DecisionLog
 from quire_router.pool import Pool
-from quire_router.replica import Replica
-from quire_router.replica_reports import CandidateReport, History, ReplicaReport, RequestReport
+from quire_router.replica_account import SAMPLE_S, kv_usage
+from quire_router.replica_reports import CandidateReport, ReplicaReport, RequestReport
+from quire_router.replica_view import ReplicaView
 
-SAMPLE_S = 1.0
-NUM_SAMPLES = 180
 MAX_CANDIDATES = 4
 """Candidates that a request lists: with a hundred replicas the rest explain nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One replica at one moment of the last minutes."""
-
-    tokens_per_s: float
-    waiting: int
-    kv_usage: float
 
 
 class Reporter:
@@ -34,7 +22,6 @@ class Reporter:
         self._pool = pool
         self._parked = parked
         self._decisions = decisions
-        self._trails: dict[str, Trail] = {}
 
     @property
     def revision(self) -> int:
@@ -55,93 +42,39 @@ class Reporter:
     def replicas(self, *, with_history: bool = False) -> list[ReplicaReport]:
         """Return what is known of every replica, by address."""
         replicas = sorted(self._pool.replicas, key=lambda replica: replica.address)
-        return [
-            _report(replica, self._trails.get(replica.address) or Trail(), with_history)
-            for replica in replicas
-        ]
+        return [report(ReplicaView.of(replica), with_history=with_history) for replica in replicas]
 
     def requests(self, since: int = 0) -> list[RequestReport]:
         """Return the last requests that are new or have changed since a revision, oldest first."""
-        return [_request(decision) for decision in self._decisions.since(since)]
+        return [request_report(decision) for decision in self._decisions.since(since)]
 
     def _follow(self, now: float) -> None:
-        trails = {}
         for replica in self._pool.replicas:
-            trail = trails[replica.address] = self._trails.get(replica.address) or Trail()
-            trail.add(replica, now)
-        self._trails = trails
+            replica.account.trail.add(replica.load.report, now)
 
 
-class Trail:
-    """The last samples of one replica."""
-
-    def __init__(self) -> None:
-        self._samples: deque[Sample] = deque(maxlen=NUM_SAMPLES)
-        self._epoch = 0
-        self._num_tokens = 0
-        self._at = 0.0
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self._samples[-1].tokens_per_s if self._samples else 0.0
-
-    def add(self, replica: Replica, now: float) -> None:
-        load = replica.load.report
-        self._samples.append(
-            Sample(
-                tokens_per_s=self._rate(load.epoch, load.num_generated_tokens, now),
-                waiting=load.num_waiting,
-                kv_usage=_kv_usage(replica),
-            )
-        )
-
-    def history(self) -> History:
-        return History(
-            interval_s=SAMPLE_S,
-            tokens_per_s=[sample.tokens_per_s for sample in self._samples],
-            waiting=[sample.waiting for sample in self._samples],
-            kv_usage=[sample.kv_usage for sample in self._samples],
-        )
-
-    def _rate(self, epoch: int, num_tokens: int, now: float) -> float:
-        """Return the tokens per second since the last sample."""
-        if not epoch:
-            return 0.0  # not connected: its count goes on from where it was
-        rate = 0.0
-        # Another process counts from zero, and what it did before we saw it took unknown time.
-        if epoch == self._epoch:
-            rate = round((num_tokens - self._num_tokens) / max(now - self._at, 1e-3), 1)
-        self._epoch, self._num_tokens, self._at = epoch, num_tokens, now
-        return rate
-
-
-def _kv_usage(replica: Replica) -> float:
-    load = replica.load.report
-    return round(load.num_used_blocks / (load.num_total_blocks or 1), 4)
-
-
-def _report(replica: Replica, trail: Trail, with_history: bool) -> ReplicaReport:
-    load, counts, index = replica.load.report, replica.counts, replica.index
-    names = replica.info.served_model_names
-    age_s = time.monotonic() - index.updated_at if index.updated_at else None
+def report(view: ReplicaView, *, with_history: bool) -> ReplicaReport:
+    """Return what clients are told of a replica."""
+    facts, counts, load = view.facts, view.counts, view.facts.report
+    age_s = time.monotonic() - facts.index_updated_at if facts.index_updated_at else None
     failures = {verdict.value: num for verdict, num in counts.num_failures.items() if num}
     return ReplicaReport(
-        replica=replica.address,
-        state=replica.state.value,
-        retired=replica.is_retired,
-        breaker="open" if replica.breaker.is_open else "closed",
-        index_mode=index.mode.value,
-        index_blocks=index.num_known,
+        replica=facts.address,
+        state=facts.state.value,
+        retired=facts.is_retired,
+        breaker="open" if facts.is_breaker_open else "closed",
+        index_mode=facts.index_mode.value,
+        index_blocks=facts.num_index_blocks,
         index_age_s=_rounded(age_s),
-        model=names[0] if names else "",
-        device=replica.info.device,
+        model=facts.model,
+        device=facts.device,
         running=load.num_running,
         waiting=load.num_waiting,
-        in_flight=replica.load.num_own,
-        queued_tokens=replica.load.queued_tokens,
-        kv_usage=_kv_usage(replica),
+        in_flight=view.num_in_flight,
+        queued_tokens=view.queued_tokens,
+        kv_usage=kv_usage(load),
         kv_blocks=load.num_total_blocks,
-        tokens_per_s=trail.tokens_per_s,
+        tokens_per_s=view.trail.tokens_per_s,
         prefill_tokens_per_s=round(load.prefill_tokens_per_s, 1),
         decode_step_s=round(load.decode_step_s, 6),
         requests=counts.num_dispatched,
@@ -151,11 +84,12 @@ def _report(replica: Replica, trail: Trail, with_history: bool) -> ReplicaReport
         preemptions=load.num_preemptions,
         failures=failures,
         connections=counts.num_connections,
-        history=trail.history() if with_history else None,
+        history=view.trail.history() if with_history else None,
     )
 
 
-def _request(decision: Decision) -> RequestReport:
+def request_report(decision: Decision) -> RequestReport:
+    """Return what clients are told of a request."""
     return RequestReport(
         number=decision.number,
         at=round(decision.at, 3),
