@@ -95,7 +95,6 @@ def pick(
     rows_B: torch.Tensor,
     tokens_out_B: torch.Tensor,
     is_bad_out_B: torch.Tensor,
-    last_token_R: torch.Tensor,
 ) -> None:
     """Write each slot's token, and count its row's position up.
 
@@ -109,7 +108,6 @@ def pick(
         rows_B,
         tokens_out_B,
         is_bad_out_B,
-        last_token_R,
         partials.scores_BC.stride(0),
         num_chunks,
         CHUNKS=triton.next_power_of_2(num_chunks),
@@ -175,7 +173,6 @@ def _pick_kernel(
     rows_ptr,
     tokens_ptr,
     is_bad_ptr,
-    last_token_ptr,
     partials_stride_b,
     num_chunks,
     CHUNKS: tl.constexpr,
@@ -195,7 +192,5 @@ def _pick_kernel(
     token = tl.where(is_bad, 0, token)
     tl.store(tokens_ptr + slot, token)
     tl.store(is_bad_ptr + slot, is_bad.to(tl.int32))
-    row = tl.load(rows_ptr + slot)
-    tl.store(last_token_ptr + row, token)
     position_ptr = line_of(table_ptr, rows_ptr, slot) + POSITION
     tl.store(position_ptr, tl.load(position_ptr) + 1)

@@ -1,6 +1,7 @@
 """Attention of one step: single tokens through one kernel, longer chunks through another.
 
-Legend: T tokens, H query heads, N key/value heads, D head dim, I tiles.
+Legend: T tokens, B single tokens, S lines that are sampled from, H query heads, N key/value heads,
+D head dim, I tiles.
 """
 
 import torch
@@ -37,8 +38,9 @@ class GpuAttention:
             spec.num_heads, spec.num_kv_heads, spec.head_dim, cache.dtype.itemsize, device
         )
         self._windows = [layer.sliding_window for layer in spec.layers]
-        self._plans = {
-            window: DecodePlan(
+
+        def plan_for(window: int | None) -> DecodePlan:
+            return DecodePlan(
                 max_batch=inputs.max_num_seqs,
                 num_heads=spec.num_heads,
                 num_kv_heads=spec.num_kv_heads,
@@ -49,8 +51,9 @@ class GpuAttention:
                 window=window,
                 batch_invariant=batch_invariant,
             )
-            for window in set(self._windows)
-        }
+
+        self._plans = {window: plan_for(window) for window in set(self._windows)}
+        self._lines_plan = plan_for(self._windows[-1])
         self._num_decodes = 0
         self._tiles_I4: torch.Tensor | None = None
 
@@ -71,6 +74,14 @@ class GpuAttention:
         for plan in self._plans.values():
             plan.update(seq_lens_B, rows_B)
 
+    def plan_lines(self, num_lines: int) -> None:
+        """Plan the tokens that are sampled from, each the last of its sequence."""
+        if num_lines:
+            self._lines_plan.update(
+                self._inputs.sampling_lens_S.device[:num_lines],
+                self._inputs.sampling_rows_S.device[:num_lines],
+            )
+
     def batches(self, most: int) -> list[int]:
         """Return batch sizes up to `most` that meet every form of decode attention."""
         return sorted(
@@ -82,19 +93,29 @@ class GpuAttention:
         layer, window = self._layers[index], self._windows[index]
         q_THD, num_decodes = heads_THD[:, : self._num_heads], self._num_decodes
         if num_decodes:
-            decode_attention(
-                q_THD[:num_decodes],
-                layer.k_BSND,
-                layer.v_BSND,
-                self._block_table_RM,
-                self._plans[window],
-                out_THD[:num_decodes],
-                scale=self._scale,
-                k_scale=layer.k_scale,
-                v_scale=layer.v_scale,
-            )
+            self._decode(layer, self._plans[window], q_THD[:num_decodes], out_THD[:num_decodes])
         if self._tiles_I4 is not None:
             self._prefill(layer, window, q_THD, self._tiles_I4, out_THD)
+
+    def attend_lines(self, index: int, heads_SHD: torch.Tensor, out_SHD: torch.Tensor) -> None:
+        """Attend in the last layer with what `plan_lines` planned."""
+        q_SHD = heads_SHD[:, : self._num_heads]
+        self._decode(self._layers[index], self._lines_plan, q_SHD, out_SHD)
+
+    def _decode(
+        self, layer: CacheLayer, plan: DecodePlan, q_BHD: torch.Tensor, out_BHD: torch.Tensor
+    ) -> None:
+        decode_attention(
+            q_BHD,
+            layer.k_BSND,
+            layer.v_BSND,
+            self._block_table_RM,
+            plan,
+            out_BHD,
+            scale=self._scale,
+            k_scale=layer.k_scale,
+            v_scale=layer.v_scale,
+        )
 
     def _prefill(
         self,

@@ -19,7 +19,7 @@ from quire_engine.model.decoder import Weights
 from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
-"""(layer, heads (T, H + 2N, D), out (T, H, D)): attends with queries whose keys are stored."""
+"""(layer, heads (T, H or more, D), out (T, H, D)): attends with queries whose keys are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +79,37 @@ class GpuDecoderLayer:
 
     def __call__(self, space: Workspace, tokens: Tokens, cache: CacheLayer, attend: Attend) -> None:
         """Advance the residual of all tokens by this layer."""
+        num_tokens = tokens.ids_T.shape[0]
+        residual_TE, attended_T = space.residual_TE[:num_tokens], space.attended_T[:num_tokens]
+        qkv_T = self._project(space, tokens, cache)
+        self._finish(qkv_T, attended_T, residual_TE, attend)
+
+    def advance_lines(
+        self,
+        space: Workspace,
+        tokens: Tokens,
+        cache: CacheLayer,
+        attend: Attend,
+        lines_S: torch.Tensor,
+        residual_SE: torch.Tensor,
+    ) -> None:
+        """Store the keys and values of all tokens, and write the advanced residual of some."""
+        qkv_T = self._project(space, tokens, cache)
+        num_lines, q_size = lines_S.shape[0], self._spec.q_size
+        if not num_lines:
+            return
+        torch.index_select(space.residual_TE, 0, lines_S, out=residual_SE)
+        q_S = space.attended_T[:num_lines]
+        torch.index_select(qkv_T[:, :q_size], 0, lines_S, out=q_S)
+        # Keys and values are in the cache by now, and the queries copied: this memory is free.
+        attended_S = qkv_T.view(-1)[: num_lines * q_size].view(num_lines, q_size)
+        self._finish(q_S, attended_S, residual_SE, attend)
+
+    def _project(self, space: Workspace, tokens: Tokens, cache: CacheLayer) -> torch.Tensor:
+        """Return the rotated queries, keys and values of all tokens; the latter two are stored."""
         spec, num_tokens = self._spec, tokens.ids_T.shape[0]
-        residual_TE, qkv_T = space.residual_TE[:num_tokens], space.qkv_T[:num_tokens]
-        attended_T = space.attended_T[:num_tokens]
-        self._qkv(residual_TE, qkv_T, norm=self._input_norm)
+        qkv_T = space.qkv_T[:num_tokens]
+        self._qkv(space.residual_TE[:num_tokens], qkv_T, norm=self._input_norm)
         rotate_and_store(
             qkv_T,
             tokens.positions_T,
@@ -94,9 +121,19 @@ class GpuDecoderLayer:
             k_norm_D=self._k_norm_D,
             eps=spec.norm_eps,
         )
+        return qkv_T
+
+    def _finish(
+        self,
+        heads_T: torch.Tensor,
+        attended_T: torch.Tensor,
+        residual_TE: torch.Tensor,
+        attend: Attend,
+    ) -> None:
+        spec, num_tokens = self._spec, heads_T.shape[0]
         attend(
             self._index,
-            qkv_T.view(num_tokens, -1, spec.head_dim),
+            heads_T.view(num_tokens, -1, spec.head_dim),
             attended_T.view(num_tokens, spec.num_heads, spec.head_dim),
         )
         self._out.add_to(attended_T, residual_TE)
@@ -148,12 +185,35 @@ class GpuDecoder:
 
         It lives until the next call.
         """
-        space, num_tokens = self._space, tokens.ids_T.shape[0]
-        hidden_TE = space.residual_TE[:num_tokens]
-        torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
+        hidden_TE = self._embed(tokens)
         for layer, cache in zip(self._layers, caches, strict=True):
-            layer(space, tokens, cache, attend)
+            layer(self._space, tokens, cache, attend)
         return hidden_TE
+
+    def forward_lines(
+        self,
+        tokens: Tokens,
+        caches: list[CacheLayer],
+        attend: Attend,
+        attend_lines: Attend,
+        lines_S: torch.Tensor,
+        out_SE: torch.Tensor,
+    ) -> None:
+        """Write the hidden states of some lines only, as `forward` returns those of all.
+
+        What nobody reads is not computed: in the last layer all tokens get keys and values, but
+        only `lines_S` queries, through `attend_lines`, and what follows them.
+        """
+        self._embed(tokens)
+        *layers, last = zip(self._layers, caches, strict=True)
+        for layer, cache in layers:
+            layer(self._space, tokens, cache, attend)
+        layer, cache = last
+        layer.advance_lines(self._space, tokens, cache, attend_lines, lines_S, out_SE)
+
+    def _embed(self, tokens: Tokens) -> torch.Tensor:
+        hidden_TE = self._space.residual_TE[: tokens.ids_T.shape[0]]
+        return torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
 
     def logits(self, hidden_SE: torch.Tensor, out_SV: torch.Tensor) -> None:
         """Write the logits of some hidden states, in the type of `out_SV`."""

@@ -85,14 +85,14 @@ class GpuRunner:
         size = self._graph_size(layout)
         self._send(layout, size)
         if size is None:
-            hidden_TE = self.step.mixed(layout)
+            hidden_TE = self.step.mixed(layout, keeps_hidden=self._prompts.has_any)
             num_slots = len(layout.sampling_S)
         else:
             hidden_TE, num_slots = None, size
             self._decode(size)
         logprobs = self._sample(layout, size, num_slots) if num_slots else None
         prompt_logprobs = {}
-        if hidden_TE is not None and self._prompts.has_any:
+        if hidden_TE is not None:
             prompt_logprobs = self._prompts.score(layout, hidden_TE)
         return self._copies.start(layout.seq_ids, logprobs, prompt_logprobs)
 

@@ -98,14 +98,13 @@ class GpuSampler:
         rows_B: torch.Tensor,
         tokens_out_B: torch.Tensor,
         is_bad_out_B: torch.Tensor,
-        last_token_R: torch.Tensor,
         mode: PlainMode,
     ) -> None:
         """Choose the next token of each slot, and count the rows' positions up.
 
-        Writes int32: `tokens_out_B`, the same to `last_token_R[rows_B]`, and to `is_bad_out_B` 1
-        for a row whose logits hold NaN or +inf. Launches kernels and nothing else: it can be
-        captured. Columns of the logits from the vocabulary's size on are padding.
+        Writes int32: `tokens_out_B`, and to `is_bad_out_B` 1 for a row whose logits hold NaN or
+        +inf. Launches kernels and nothing else: it can be captured. Columns of the logits from the
+        vocabulary's size on are padding.
         """
         boundaries = None
         if mode != "greedy":
@@ -123,7 +122,6 @@ class GpuSampler:
             rows_B,
             tokens_out_B,
             is_bad_out_B,
-            last_token_R,
         )
 
     def sample_full(
@@ -134,7 +132,6 @@ class GpuSampler:
         tokens_RL: torch.Tensor,
         tokens_out_B: torch.Tensor,
         is_bad_out_B: torch.Tensor,
-        last_token_R: torch.Tensor,
     ) -> StepLogprobs | None:
         """Choose tokens as `sample`, with all that a request can ask for; not to be captured.
 
@@ -151,7 +148,6 @@ class GpuSampler:
                 rows_B[part],
                 tokens_out_B[part],
                 is_bad_out_B[part],
-                last_token_R,
                 "random",
             )
         self._edits.count(rows_B, tokens_out_B)

@@ -38,7 +38,6 @@ class GpuStep:
         )
         self.sampled_2S = torch.zeros(2, num_slots, dtype=torch.int32, device=device)
         """Tokens, and whether the logits behind them were broken."""
-        self._last_token_R = torch.zeros(rows.padding_row + 1, dtype=torch.int32, device=device)
         self._lines_SE = torch.empty(
             num_slots, decoder.spec.hidden_size, dtype=decoder.dtype, device=device
         )
@@ -59,22 +58,33 @@ class GpuStep:
         hidden_TE = self._decoder.forward(tokens, self._cache.layers, self._attention)
         self._decoder.logits(hidden_TE, self.logits_SV[:num_slots])
 
-    def mixed(self, layout: StepLayout) -> torch.Tensor:
-        """Compute a step of any kind, up to the logits of what is sampled; return hidden states."""
+    def mixed(self, layout: StepLayout, *, keeps_hidden: bool) -> torch.Tensor | None:
+        """Compute a step of any kind, up to the logits of what is sampled.
+
+        Returns the hidden states of all tokens if they are kept, which costs a whole last layer.
+        """
+        num_lines = len(layout.sampling_S)
         tokens = self._inputs.prepare(
             num_slots=layout.num_slots,
             num_tokens=layout.num_tokens,
             max_query_len=int(layout.query_lens_B.max()),
             block_size=self._cache.block_size,
         )
-        self._attention.plan(layout.num_decodes)
-        hidden_TE = self._decoder.forward(tokens, self._cache.layers, self._attention)
-        num_sampling = len(layout.sampling_S)
-        if num_sampling:
-            lines_SE = self._lines_SE[:num_sampling]
-            lines_S = self._inputs.last_lines_S.device[:num_sampling]
+        lines_S = self._inputs.last_lines_S.device[:num_lines]
+        lines_SE = self._lines_SE[:num_lines]
+        attention, caches = self._attention, self._cache.layers
+        attention.plan(layout.num_decodes)
+        hidden_TE = None
+        if keeps_hidden:
+            hidden_TE = self._decoder.forward(tokens, caches, attention)
             torch.index_select(hidden_TE, 0, lines_S, out=lines_SE)
-            self._decoder.logits(lines_SE, self.logits_SV[:num_sampling])
+        else:
+            attention.plan_lines(num_lines)
+            self._decoder.forward_lines(
+                tokens, caches, attention, attention.attend_lines, lines_S, lines_SE
+            )
+        if num_lines:
+            self._decoder.logits(lines_SE, self.logits_SV[:num_lines])
         return hidden_TE
 
     def sample(self, num_slots: int, mode: PlainMode) -> None:
@@ -82,7 +92,7 @@ class GpuStep:
         rows_S = self._inputs.sampling_rows_S.device[:num_slots]
         tokens_S, is_bad_S = self.sampled_2S[:, :num_slots]
         logits_SV = self.logits_SV[:num_slots]
-        self._sampler.sample(logits_SV, rows_S, tokens_S, is_bad_S, self._last_token_R, mode)
+        self._sampler.sample(logits_SV, rows_S, tokens_S, is_bad_S, mode)
         self._commit(rows_S, tokens_S)
 
     def sample_full(self, rows: Sequence[int]) -> StepLogprobs | None:
@@ -97,7 +107,6 @@ class GpuStep:
             self._rows.tokens_RL,
             tokens_S,
             is_bad_S,
-            self._last_token_R,
         )
         self._commit(rows_S, tokens_S)
         return logprobs
