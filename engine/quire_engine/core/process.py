@@ -39,6 +39,7 @@ from quire_engine.core.wire import (
     StartFailure,
 )
 from quire_engine.errors import ConfigError, RequestError
+from quire_engine.rpc.logs import configure_logging
 from quire_engine.runner.plan import ModelRunner
 
 logger = logging.getLogger(__name__)
@@ -159,9 +160,7 @@ def main() -> int:
     threading.Thread(
         target=_outlive_no_parent, args=(spec,), name="parent-watcher", daemon=True
     ).start()
-    logging.basicConfig(
-        level=spec.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    configure_logging(logging.getLevelName(spec.log_level), spec.log_format)
     with Link(spec) as link:
         core = _build(spec, link)
         if core is None:

@@ -32,6 +32,7 @@ class CoreSpec:
     commands_address: str
     events_address: str
     log_level: int
+    log_format: str = "text"
 
 
 @dataclass(slots=True, kw_only=True)

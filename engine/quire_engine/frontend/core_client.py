@@ -85,6 +85,7 @@ class CoreClient:
         eos_token_ids: Collection[int],
         runner_factory: str = RUNNER_FACTORY,
         log_level: int = logging.INFO,
+        log_format: str = "text",
     ) -> Self:
         """Spawn a core process and return once it can serve; `ready` says what it became.
 
@@ -103,6 +104,7 @@ class CoreClient:
             commands_address=sockets.commands_address,
             events_address=sockets.events_address,
             log_level=log_level,
+            log_format=log_format,
         )
         client = cls(_spawn(spec), sockets)
         try:

@@ -19,7 +19,7 @@ ResultT = TypeVar("ResultT")
 
 
 async def load_engine(
-    config: EngineConfig, say: Say, *, log_level: str = "info"
+    config: EngineConfig, say: Say, *, log_level: str = "info", log_format: str = "text"
 ) -> tuple[Core, ModelCard]:
     """Find the model, start its core and describe it.
 
@@ -36,6 +36,7 @@ async def load_engine(
         prefix_model=card.prefix_model,
         eos_token_ids=card.eos_token_ids,
         log_level=logging.getLevelNamesMapping()[log_level.upper()],
+        log_format=log_format,
     )
     for phase, took_s in core.ready.load_report.items():
         say(f"{phase} in {took_s:.1f} s")

@@ -1,15 +1,17 @@
 """The program of `python -m quire_engine`: flags in, exit status out."""
 
 import asyncio
-import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError, EngineDeadError
 from quire_engine.flags import Parser, add_model, add_options
+from quire_engine.rpc.logs import Announcer, configure_logging
+from quire_engine.server.async_engine import Core
 from quire_engine.server.config import ServerConfig
 from quire_engine.server.loading import load_engine
-from quire_engine.server.logs import configure_logging
+from quire_engine.server.model_card import ModelCard
 from quire_engine.server.run import EXIT_DEAD, EXIT_KILLED, Load, run_engine
 
 
@@ -26,12 +28,18 @@ def serve(arguments: Sequence[str] | None, *, prog: str) -> int:
     namespace = parser.parse_args(arguments)
     engine = parser.build(EngineConfig, namespace)
     server = parser.build(ServerConfig, namespace)
-    return run_program(parser, lambda: load_engine(engine, say, log_level=server.log_level), server)
+    say = Announcer("quire_engine", server.log_format)
+
+    def load() -> Coroutine[Any, Any, tuple[Core, ModelCard]]:
+        return load_engine(engine, say, log_level=server.log_level, log_format=server.log_format)
+
+    return run_program(parser, load, server)
 
 
 def run_program(parser: Parser, load: Load, server: ServerConfig) -> int:
     """Serve what `load` brings; what went wrong becomes one line and a status."""
     configure_logging(server.log_level, server.log_format)
+    say = Announcer("quire_engine", server.log_format)
     try:
         return asyncio.run(run_engine(load, server, say))
     except ConfigError as error:
@@ -40,9 +48,3 @@ def run_program(parser: Parser, load: Load, server: ServerConfig) -> int:
         parser.exit(EXIT_DEAD, f"{parser.prog}: error: {error}\n")
     except KeyboardInterrupt:  # before the signal handlers were there, or after
         return EXIT_KILLED
-
-
-def say(line: str) -> None:
-    """Tell the user on standard output, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
