@@ -12,7 +12,7 @@ from quire_engine.core.messages import NewSequence, SequenceOutput
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import assemble
+from quire_engine.model.weight_places import assemble
 from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.factory import make_model
 from quire_engine.runner.gpu.cache import GpuKvCache

@@ -2,12 +2,11 @@
 
 Legend: I inputs, O outputs.
 
-Quantized or not, `assemble` stacks the weights. A quantized one keeps its 8 bits, and gets a
+Quantized or not, `WeightPlaces` stacks the weights. A quantized one keeps its 8 bits, and gets a
 scale for each of its rows, or for each block of BLOCK x BLOCK numbers, under the name of the
 parameter and SCALE. Scales of a whole tensor are those of its rows.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,23 +14,15 @@ from typing import Any
 import torch
 
 from quire_engine.errors import ConfigError
+from quire_engine.model.fp8 import BLOCK, FP8, SCALE, X_SCALE
+from quire_engine.model.share import WHOLE, Share
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import NamedTensors, Parameter, assemble, parameters
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
-BLOCK = 128
-SCALE = "_scale"
-"""layers.0.qkv.weight_scale is the scale of layers.0.qkv.weight, float32."""
-X_SCALE = "_x_scale"
-"""layers.0.qkv.weight_x_scale is what its inputs are divided by, if the checkpoint fixes that."""
-SMALLEST_SCALE = 1e-12
-ROWS_AT_ONCE = 4096
+from quire_engine.model.weight_places import NamedTensors, WeightPlaces, linears
+from quire_engine.model.weights import Parameter
 
 _WEIGHT_SCALE = (".weight_scale_inv", ".weight_scale")
 _INPUT_SCALE = (".input_scale",)
 _UNUSED = (".k_scale", ".v_scale", ".q_scale", ".output_scale")
-_LINEAR = re.compile(r"layers\.\d+\.(qkv|out|gate_up|down)\.weight")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,50 +82,34 @@ def _read_compressed_tensors(values: Mapping[str, Any]) -> Quantization:
     return Quantization(has_static_inputs=bool(inputs) and not inputs.get("dynamic"))
 
 
-def quantize_by_row(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a weight's e4m3 numbers, and the scale (O,) of each of its rows."""
-    scale_O = (weight_OI.abs().amax(1).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)
-    numbers_OI = torch.empty_like(weight_OI, dtype=FP8)
-    # In parts, so that float32 copies of large weights do not fill the memory.
-    for start in range(0, weight_OI.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        numbers_OI[rows] = (weight_OI[rows].float() / scale_O[rows, None]).to(FP8)
-    return numbers_OI, scale_O
-
-
-def quantize_linears(
-    spec: ModelSpec, tensors: NamedTensors, device: torch.device | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Make a checkpoint look like a quantized one: its linears by row, one tensor at a time."""
-    linears = {source.name for parameter in _linears(spec) for source in parameter.sources}
-    for name, tensor in tensors:
-        if name in linears and tensor.dtype != FP8:
-            numbers_OI, scale_O = quantize_by_row(tensor.to(device))
-            yield name, numbers_OI
-            yield name + "_scale", scale_O
-        else:
-            yield name, tensor
-
-
 class Scales:
-    """Takes the scales out of a checkpoint's tensors, to stack them beside the weights."""
+    """Takes the scales out of a checkpoint's tensors, to put a share of them beside the weights."""
 
-    def __init__(self, spec: ModelSpec, quantization: Quantization) -> None:
-        self._quantization = quantization
-        self._linears = _linears(spec)
+    def __init__(self, spec: ModelSpec, quantization: Quantization, share: Share = WHOLE) -> None:
+        self._quantization, self._share = quantization, share
+        self._linears = linears(spec)
         self._weights: dict[str, torch.Tensor] = {}
         self._inputs: dict[str, torch.Tensor] = {}
+
+    def owns(self, name: str) -> bool:
+        """Tell whether a tensor of the checkpoint is a scale."""
+        return name.endswith((*_WEIGHT_SCALE, *_INPUT_SCALE, *_UNUSED))
+
+    def add(self, name: str, scale: torch.Tensor) -> None:
+        """Remember a scale that `owns` knows."""
+        suffix = name[name.rfind(".") :]
+        base = name.removesuffix(suffix) + ".weight"
+        if suffix in _WEIGHT_SCALE:
+            self._weights[base] = scale.float()
+        elif suffix in _INPUT_SCALE:
+            self._inputs[base] = scale.float()
 
     def without_scales(self, tensors: NamedTensors) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the tensors that are no scales, and remember those that are."""
         for name, tensor in tensors:
-            suffix = name[name.rfind(".") :]
-            base = name.removesuffix(suffix) + ".weight"
-            if suffix in _WEIGHT_SCALE:
-                self._weights[base] = tensor.float()
-            elif suffix in _INPUT_SCALE:
-                self._inputs[base] = tensor.float()
-            elif suffix not in _UNUSED:
+            if self.owns(name):
+                self.add(name, tensor)
+            else:
                 yield name, tensor
 
     def attach(self, weights: dict[str, torch.Tensor]) -> None:
@@ -145,7 +120,7 @@ class Scales:
         """
         for parameter in self._linears:
             weight_OI = weights[parameter.name]
-            if weight_OI.dtype != FP8:
+            if weight_OI.dtype != FP8 or parameter.name + SCALE in weights:
                 continue
             parts = [
                 self._weight_scale(parameter, index) for index in range(len(parameter.sources))
@@ -164,23 +139,25 @@ class Scales:
 
     def _weight_scale(self, parameter: Parameter, index: int) -> torch.Tensor:
         source, num_inputs = parameter.sources[index], parameter.row_shape[0]
+        rows, columns = parameter.rows(index, self._share), parameter.columns(self._share)
         scale = _get(self._weights, source.name, "weight_scale")
         if scale.numel() == 1:
-            return scale.reshape(1).expand(source.num_rows)
+            return scale.reshape(1).expand(rows.stop - rows.start)
         if scale.numel() == source.num_rows and scale.shape[0] == source.num_rows:
-            return scale.reshape(-1)
+            return scale.reshape(-1)[rows]
         blocks = (-(-source.num_rows // BLOCK), -(-num_inputs // BLOCK))
         if tuple(scale.shape) != blocks:
             raise ConfigError(
                 f"the scale of {source.name} has shape {tuple(scale.shape)}; 1 number, "
                 f"{source.num_rows} (one for each row) or {blocks} (one for each block) would do"
             )
-        if source.num_rows % BLOCK or num_inputs % BLOCK:
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        if shape[0] % BLOCK or shape[1] % BLOCK:
             raise ConfigError(
-                f"{source.name} is {source.num_rows} x {num_inputs}; with a scale for each block "
-                f"both must be multiples of {BLOCK}"
+                f"{source.name} is {shape[0]} x {shape[1]}{_on_each(self._share)}; with a scale "
+                f"for each block both must be multiples of {BLOCK}"
             )
-        return scale
+        return scale[_blocks(rows), _blocks(columns)]
 
     def _input_scale(self, parameter: Parameter) -> torch.Tensor:
         # The parts share their input, which is quantized once: the widest range holds for all.
@@ -194,14 +171,18 @@ def assemble_quantized(
     quantization: Quantization,
     dtype: torch.dtype,
     device: torch.device | None = None,
+    *,
+    share: Share = WHOLE,
 ) -> dict[str, torch.Tensor]:
     """Stack a quantized checkpoint's tensors into the decoder's parameters and their scales.
 
     Raises:
         ConfigError: tensors or scales missing, unknown or of the wrong shape.
     """
-    scales = Scales(spec, quantization)
-    weights = assemble(spec, scales.without_scales(tensors), dtype, device)
+    places = WeightPlaces(spec, dtype, device, share=share)
+    scales = Scales(spec, quantization, share)
+    places.fill(scales.without_scales(tensors))
+    weights = places.finish()
     scales.attach(weights)
     return weights
 
@@ -218,8 +199,12 @@ def dequantize(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         weights[name] = (numbers_OI.float() * scale).to(dtype)
 
 
-def _linears(spec: ModelSpec) -> list[Parameter]:
-    return [parameter for parameter in parameters(spec) if _LINEAR.fullmatch(parameter.name)]
+def _blocks(numbers: slice) -> slice:
+    return slice(numbers.start // BLOCK, numbers.stop // BLOCK)
+
+
+def _on_each(share: Share) -> str:
+    return f" on each of {share.size} GPUs" if share.size > 1 else ""
 
 
 def _get(scales: Mapping[str, torch.Tensor], name: str, what: str) -> torch.Tensor:

@@ -1,23 +1,25 @@
-"""From tensors as checkpoints name them to the fused parameters of the decoder.
+"""The fused parameters of the decoder, in terms of tensors as checkpoints name them.
 
-A `Parameter` says its shape and from which checkpoint tensors it is stacked (q, k and v into
-one, gate and up into one). Formats only have to offer `(name, tensor)` pairs in any order; shapes
-and completeness are checked here, once for all of them.
+A `Parameter` says its shape, from which checkpoint tensors it is stacked (q, k and v into one,
+gate and up into one), and how it is divided where several devices share a model.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from math import prod
 
-import torch
-
-from quire_engine.errors import ConfigError
+from quire_engine.model.share import Share
 from quire_engine.model.spec import ModelSpec
 
-NamedTensors = Iterable[tuple[str, torch.Tensor]]
 
-MAX_NAMES = 8
-"""Names that an error message lists."""
+class Cut(Enum):
+    """What of a checkpoint tensor a rank has, where several share a model."""
+
+    NONE = "all"
+    ROWS = "some rows: it computes some of the outputs"
+    COLUMNS = "some columns: its outputs are a part of a sum over the ranks"
+    FIRST = "all, but for the first rank alone: the bias of a sum, added once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,33 @@ class Parameter:
     name: str
     sources: tuple[Source, ...]
     row_shape: tuple[int, ...] = ()
+    cut: Cut = Cut.NONE
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of the whole."""
         return (sum(source.num_rows for source in self.sources), *self.row_shape)
+
+    def num_rows(self, index: int, share: Share) -> int:
+        """Return how many rows a rank has of its source number `index`, padding included."""
+        num_rows = self.sources[index].num_rows
+        return share.width(num_rows) if self.cut is Cut.ROWS else num_rows
+
+    def rows(self, index: int, share: Share) -> slice:
+        """Return which rows of its source number `index` a rank has."""
+        num_rows = self.sources[index].num_rows
+        return share.part(num_rows) if self.cut is Cut.ROWS else slice(0, num_rows)
+
+    def columns(self, share: Share) -> slice:
+        """Return which columns of its sources a rank has; a vector is one column."""
+        num_columns = prod(self.row_shape)
+        return share.part(num_columns) if self.cut is Cut.COLUMNS else slice(0, num_columns)
+
+    def shape_of(self, share: Share) -> tuple[int, ...]:
+        """Return the shape of a rank's part."""
+        num_rows = sum(self.num_rows(index, share) for index in range(len(self.sources)))
+        columns = self.columns(share)
+        return (num_rows, columns.stop - columns.start) if self.row_shape else (num_rows,)
 
 
 def parameters(spec: ModelSpec) -> list[Parameter]:
@@ -49,7 +74,7 @@ def parameters(spec: ModelSpec) -> list[Parameter]:
         _matrix("norm", (), [("model.norm", spec.hidden_size)]),
     ]
     if not spec.tie_word_embeddings:
-        found.append(_matrix("head", hidden, [("lm_head", spec.vocab_size)]))
+        found.append(_matrix("head", hidden, [("lm_head", spec.vocab_size)], Cut.ROWS))
     for index in range(spec.num_layers):
         found += _layer_parameters(spec, f"layers.{index}.", f"model.layers.{index}.")
     return found
@@ -73,97 +98,30 @@ def _layer_parameters(spec: ModelSpec, ours: str, theirs: str) -> Iterator[Param
     if spec.qk_norm:
         yield _matrix(ours + "q_norm", (), [(attention + "q_norm", spec.head_dim)])
         yield _matrix(ours + "k_norm", (), [(attention + "k_norm", spec.head_dim)])
-    yield from _linear(ours + "qkv", hidden, qkv, has_bias=spec.qkv_bias)
-    yield from _linear(ours + "out", spec.q_size, out, has_bias=spec.attention_out_bias)
-    yield from _linear(ours + "gate_up", hidden, gate_up, has_bias=spec.mlp_bias)
-    yield from _linear(ours + "down", width, down, has_bias=spec.mlp_bias)
+    yield from _linear(ours + "qkv", hidden, qkv, Cut.ROWS, has_bias=spec.qkv_bias)
+    yield from _linear(
+        ours + "out", spec.q_size, out, Cut.COLUMNS, has_bias=spec.attention_out_bias
+    )
+    yield from _linear(ours + "gate_up", hidden, gate_up, Cut.ROWS, has_bias=spec.mlp_bias)
+    yield from _linear(ours + "down", width, down, Cut.COLUMNS, has_bias=spec.mlp_bias)
 
 
-def _matrix(name: str, row_shape: tuple[int, ...], parts: list[tuple[str, int]]) -> Parameter:
+def _matrix(
+    name: str, row_shape: tuple[int, ...], parts: list[tuple[str, int]], cut: Cut = Cut.NONE
+) -> Parameter:
     sources = tuple(Source(f"{part}.weight", num_rows) for part, num_rows in parts)
-    return Parameter(f"{name}.weight", sources, row_shape)
+    return Parameter(f"{name}.weight", sources, row_shape, cut)
 
 
 def _linear(
-    name: str, num_inputs: int, parts: list[tuple[str, int]], *, has_bias: bool
+    name: str, num_inputs: int, parts: list[tuple[str, int]], cut: Cut, *, has_bias: bool
 ) -> Iterator[Parameter]:
-    yield _matrix(name, (num_inputs,), parts)
+    yield _matrix(name, (num_inputs,), parts, cut)
     if has_bias:
-        yield Parameter(f"{name}.bias", tuple(Source(f"{part}.bias", n) for part, n in parts))
+        sources = tuple(Source(f"{part}.bias", num_rows) for part, num_rows in parts)
+        yield Parameter(f"{name}.bias", sources, (), Cut.FIRST if cut is Cut.COLUMNS else cut)
 
 
 def num_parameters(spec: ModelSpec) -> int:
     """Return how many numbers a model has."""
     return sum(prod(parameter.shape) for parameter in parameters(spec))
-
-
-def assemble(
-    spec: ModelSpec,
-    tensors: NamedTensors,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-) -> dict[str, torch.Tensor]:
-    """Stack checkpoint tensors into the decoder's parameters on `device`, converted to `dtype`.
-
-    Raises:
-        ConfigError: tensors missing, unknown or of the wrong shape; the message names them.
-    """
-    slots: dict[str, tuple[Parameter, slice]] = {}
-    for parameter in parameters(spec):
-        start = 0
-        for source in parameter.sources:
-            slots[source.name] = parameter, slice(start, start + source.num_rows)
-            start += source.num_rows
-    weights: dict[str, torch.Tensor] = {}
-    unknown: list[str] = []
-    for name, tensor in tensors:
-        slot = slots.pop(name, None)
-        if slot is not None:
-            _fill(weights, *slot, name, tensor, dtype, device)
-        elif not _is_ignorable(spec, name):
-            unknown.append(name)
-    _check_names("lacks", list(slots))
-    _check_names("has unknown", unknown)
-    return weights
-
-
-def _fill(
-    weights: dict[str, torch.Tensor],
-    parameter: Parameter,
-    rows: slice,
-    name: str,
-    tensor: torch.Tensor,
-    dtype: torch.dtype,
-    device: torch.device | None,
-) -> None:
-    expected = (rows.stop - rows.start, *parameter.row_shape)
-    if tuple(tensor.shape) != expected:
-        raise ConfigError(
-            f"tensor {name} has shape {tuple(tensor.shape)}; the config asks for {expected}"
-        )
-    # Quantized numbers mean nothing without their scales, and stay what they are.
-    is_quantized = tensor.dtype == torch.float8_e4m3fn
-    if parameter.name not in weights:
-        stored = tensor.dtype if is_quantized else dtype
-        weights[parameter.name] = torch.empty(parameter.shape, dtype=stored, device=device)
-    elif is_quantized != (weights[parameter.name].dtype == torch.float8_e4m3fn):
-        raise ConfigError(
-            f"tensor {name} is {tensor.dtype}, other parts of {parameter.name} are not; "
-            "either all or none may be quantized"
-        )
-    weights[parameter.name][rows].copy_(tensor)
-
-
-def _is_ignorable(spec: ModelSpec, name: str) -> bool:
-    """Tell whether a tensor says nothing new: rope tables of old checkpoints, a tied head."""
-    if name.endswith((".rotary_emb.inv_freq", "rope_freqs.weight")):
-        return True
-    return spec.tie_word_embeddings and name == "lm_head.weight"
-
-
-def _check_names(what: str, names: list[str]) -> None:
-    if not names:
-        return
-    shown = ", ".join(names[:MAX_NAMES])
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    raise ConfigError(f"the checkpoint {what} {len(names)} tensors: {shown}{more}")

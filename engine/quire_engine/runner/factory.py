@@ -1,9 +1,6 @@
 """From a configuration to a runner that is ready for its first request."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
@@ -12,19 +9,12 @@ from quire_engine.errors import ConfigError
 from quire_engine.kernels.cpu.decoder import NativeDecoder
 from quire_engine.kernels.cpu.library import Library
 from quire_engine.model.decoder import Decoder, Weights
-from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
-from quire_engine.model.quantization import (
-    Quantization,
-    assemble_quantized,
-    dequantize,
-    quantize_linears,
-    read_quantization,
-)
-from quire_engine.model.safetensors_weights import read_safetensors
+from quire_engine.model.loading import WeightSource, load_weights
+from quire_engine.model.quantization import dequantize
 from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import NamedTensors, assemble, num_parameters
+from quire_engine.model.weights import num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.memory import KvCache, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
@@ -43,22 +33,6 @@ DTYPES = {
     "float32": torch.float32,
     "float": torch.float32,
 }
-
-
-class WeightSource(Protocol):
-    """What loading needs to know of a model; `model/source.py` resolves it."""
-
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-
-    @property
-    def format(self) -> str: ...
-
-    @property
-    def weight_files(self) -> Sequence[Path]: ...
-
-    @property
-    def eos_token_ids(self) -> Collection[int]: ...
 
 
 def build_runner(config: EngineConfig) -> ModelRunner:
@@ -146,33 +120,6 @@ def _log_loaded(spec: ModelSpec, dtype: torch.dtype, runner: ModelRunner) -> Non
     )
 
 
-def load_weights(
-    config: EngineConfig,
-    source: WeightSource,
-    spec: ModelSpec,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-) -> Weights:
-    """Read a model's weights, quantized if its config or the user's says so.
-
-    Raises:
-        ConfigError: weights that do not fit the config, or a quantization that they lack.
-    """
-    tensors = _tensors(config, source, spec, dtype, device)
-    quantization, wanted = read_quantization(source.config), config.model.quantization
-    if wanted == "compressed-tensors" and quantization is None:
-        raise ConfigError(
-            "quantization='compressed-tensors' needs a model that is quantized so; "
-            "'fp8' quantizes any model when it is loaded"
-        )
-    if wanted == "fp8" or (quantization is not None and source.format == "dummy"):
-        tensors = quantize_linears(spec, tensors, device)
-        quantization = quantization or Quantization(has_static_inputs=False)
-    if quantization is None:
-        return assemble(spec, tensors, dtype, device)
-    return assemble_quantized(spec, tensors, quantization, dtype, device)
-
-
 def make_model(
     spec: ModelSpec,
     weights: Weights,
@@ -228,20 +175,3 @@ def resolve_device(config: EngineConfig) -> str:
             "on one GPU; --replicas uses several"
         )
     return "cuda" if num_gpus else "cpu"
-
-
-def _tensors(
-    config: EngineConfig,
-    source: WeightSource,
-    spec: ModelSpec,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-) -> NamedTensors:
-    if source.format == "dummy":
-        return make_dummy(spec, dtype, config.model.seed, device)
-    if source.format == "gguf":
-        # Imported here: the gguf package is not needed for anything else.
-        from quire_engine.model.gguf_weights import read_gguf
-
-        return read_gguf(source.weight_files[0], spec)
-    return read_safetensors(source.weight_files)

@@ -17,7 +17,8 @@ from quire_engine.model.families import read_spec
 from quire_engine.model.gguf_weights import read_gguf
 from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import assemble, parameters
+from quire_engine.model.weight_places import assemble
+from quire_engine.model.weights import parameters
 from quire_engine.runner.input_batch import InputBatch
 from quire_engine.runner.memory import KvCache
 from quire_engine.runner.native_model import NativeModel

@@ -12,9 +12,9 @@ import transformers
 from quire_engine.errors import ConfigError
 from quire_engine.model.decoder import Decoder
 from quire_engine.model.families import read_spec
-from quire_engine.model.safetensors_weights import read_safetensors
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import assemble
+from quire_engine.model.weight_places import WeightPlaces
+from quire_engine.model.weight_reading import read_safetensors
 
 # Odd sizes on purpose: 6 heads in 2 groups, 8 dimensions each.
 SHAPE: dict[str, Any] = {
@@ -111,7 +111,9 @@ def dense_attention(spec: ModelSpec) -> Callable[[int, torch.Tensor], torch.Tens
 def our_logits(config: dict[str, Any], files: list[Path]) -> torch.Tensor:
     spec = read_spec(config)
     with torch.inference_mode():
-        weights = assemble(spec, read_safetensors(files, shows_progress=False), torch.float32)
+        places = WeightPlaces(spec, torch.float32)
+        read_safetensors(files, places, shows_progress=False)
+        weights = places.finish()
         # No longer than the original context: dynamic rope then is what transformers computes.
         decoder = Decoder(spec, weights, max_len=SHAPE["max_position_embeddings"])
         hidden = decoder.forward(TOKEN_IDS, torch.arange(len(TOKEN_IDS)), dense_attention(spec))

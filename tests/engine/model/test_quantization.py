@@ -7,16 +7,14 @@ import torch
 from quire_engine.errors import ConfigError
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
+from quire_engine.model.fp8 import FP8, quantize_by_row
 from quire_engine.model.quantization import (
-    FP8,
     Quantization,
     assemble_quantized,
     dequantize,
-    quantize_by_row,
-    quantize_linears,
     read_quantization,
 )
-from quire_engine.model.weights import assemble
+from quire_engine.model.weight_places import WeightPlaces, assemble
 
 SPEC = read_spec(
     {
@@ -81,8 +79,9 @@ def test_inputs_that_are_shared_have_the_widest_range_of_their_users() -> None:
 
 
 def test_any_checkpoint_can_be_quantized_when_it_is_loaded() -> None:
-    tensors = quantize_linears(SPEC, plain().items())
-    weights = assemble_quantized(SPEC, tensors, DYNAMIC, torch.float32)
+    places = WeightPlaces(SPEC, torch.float32, quantizes=True)
+    places.fill(plain().items())
+    weights = places.finish()
     numbers, scale = quantize_by_row(
         assemble(SPEC, plain().items(), torch.float32)["layers.0.gate_up.weight"]
     )

@@ -5,15 +5,14 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from quire_engine.errors import ConfigError
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
 from quire_engine.model.gguf_weights import hugging_face_name, read_gguf
-from quire_engine.model.safetensors_weights import read_safetensors
 from quire_engine.model.spec import ModelSpec
-from quire_engine.model.weights import assemble, num_parameters
+from quire_engine.model.weight_places import assemble
+from quire_engine.model.weights import num_parameters
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -105,25 +104,6 @@ def test_dummy_weights_depend_on_the_seed_alone() -> None:
     assert torch.equal(one[name], same[name])
     assert not torch.equal(one[name], other[name])
     assert one["model.norm.weight"].mean().item() == pytest.approx(1.0, abs=0.02)
-
-
-def test_an_unreadable_safetensors_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"no header")
-    with pytest.raises(ConfigError, match=r"cannot read the weights .*model\.safetensors"):
-        list(read_safetensors([path], shows_progress=False))
-
-
-def test_safetensors_of_several_files_are_read(tmp_path: Path) -> None:
-    tensors = dummy(spec_of())
-    names = sorted(tensors)
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    save_file({name: tensors[name].contiguous() for name in names[::2]}, files[0])
-    save_file({name: tensors[name].contiguous() for name in names[1::2]}, files[1])
-
-    found = dict(read_safetensors(files, shows_progress=False))
-
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def gguf_name(name: str) -> str:

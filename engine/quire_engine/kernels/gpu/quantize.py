@@ -14,7 +14,7 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.norm import Norm, norm_warps
-from quire_engine.model.quantization import (
+from quire_engine.model.fp8 import (
     BLOCK,
     FP8,
     FP8_MAX,

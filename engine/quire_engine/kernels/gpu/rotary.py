@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
-from quire_engine.model.quantization import FP8_MAX
+from quire_engine.model.fp8 import FP8_MAX
 from quire_engine.model.rope import inverse_frequencies
 from quire_engine.model.spec import RopeSpec
 

@@ -37,7 +37,7 @@ from quire_engine.kernels.gpu.tables import (
     shipped_table,
 )
 from quire_engine.model.families import read_spec
-from quire_engine.model.quantization import BLOCK, FP8
+from quire_engine.model.fp8 import BLOCK, FP8
 
 SIZES = (1, 8, 16, 32, 64, 128)
 """Most rows of x that a choice is for."""
