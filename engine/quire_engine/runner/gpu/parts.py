@@ -63,6 +63,7 @@ class GpuParts:
             inputs,
             rows.block_table_RM,
             cache,
+            max_num_tokens=limits.max_num_batched_tokens,
             batch_invariant=config.device.batch_invariant,
         )
         sampler = GpuSampler(

@@ -59,7 +59,7 @@ def _time(params: Mapping[str, Any], logits: torch.Tensor) -> float:
     staging.send()
     sampler.apply_staged()
     rows = torch.arange(batch, dtype=torch.int32, device=device)
-    out = torch.zeros_like(rows), torch.zeros_like(rows), torch.zeros_like(rows)
+    out = torch.zeros_like(rows), torch.zeros_like(rows)
     mode: PlainMode = "greedy" if params["temperature"] == 0.0 else "random"
     sampler.sample(logits, rows, *out, mode)  # compiles, which a capture may not
     graph = torch.cuda.CUDAGraph()
