@@ -35,13 +35,13 @@ def test_no_kernel_is_compiled_after_ready(name: str, tmp_path: Path) -> None:
         core=core,
         vocab_size=model["vocab_size"],
         longest_prompt=9000,
-        longest_output=200,
+        longest_output=120,
         seed=1,
         max_num_live=300,
         eos_token_ids=EOS,
     )
 
-    for max_num_live, num_turns in ((300, 250), (40, 60), (3, 100)):
+    for max_num_live, num_turns in ((300, 150), (40, 40), (3, 60)):
         load.max_num_live = max_num_live
         for _ in range(num_turns):
             load.turn()
