@@ -160,6 +160,10 @@ class Processor:
         check_prompt(token_ids, self.limits)
         return token_ids
 
+    def stats(self, request_id: str) -> RequestStats:
+        """Return the times of a request in flight; they are updated as it goes on."""
+        return self._requests[request_id].stats
+
     def abort(self, request_ids: Iterable[str]) -> list[int]:
         """Forget requests, and return what the core must abort. Unknown ids are ignored."""
         return [

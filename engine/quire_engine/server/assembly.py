@@ -6,11 +6,13 @@ from quire_engine.core.messages import CoreReady
 from quire_engine.frontend.processor import Processor
 from quire_engine.frontend.tokenizer import Tokenizer
 from quire_engine.frontend.validation import ModelLimits
+from quire_engine.rpc.tracing import Tracing
 from quire_engine.server.async_engine import AsyncEngine, Core
 from quire_engine.server.config import ServerConfig
 from quire_engine.server.kv_mirror import KvMirror
 from quire_engine.server.metrics import EngineDescription, EngineMetrics, SloTargets
 from quire_engine.server.model_card import ModelCard
+from quire_engine.server.request_tracer import RequestTracer
 from quire_engine.server.service import Serving
 
 
@@ -20,8 +22,9 @@ def assemble(
     config: ServerConfig,
     *,
     metrics_type: type[EngineMetrics] = EngineMetrics,
+    tracing: Tracing | None = None,
 ) -> Serving:
-    """Return what a server serves, with an epoch of its own.
+    """Return what a server serves, with an epoch of its own; `tracing` is closed elsewhere.
 
     Raises:
         ConfigError: the tokenizer cannot be used.
@@ -37,7 +40,8 @@ def assemble(
         ),
         compat=config.metrics_compat,
     )
-    engine = AsyncEngine(core, _processor(card, ready), mirror, metrics)
+    tracer = None if tracing is None else RequestTracer(tracing, card.served_names[0])
+    engine = AsyncEngine(core, _processor(card, ready), mirror, metrics, tracer=tracer)
     metrics.watch_progress(lambda: engine.vitals.stalled_s)
     return Serving(engine=engine, card=card, info=info, metrics=metrics)
 

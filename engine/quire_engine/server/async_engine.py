@@ -31,8 +31,10 @@ from quire_engine.sampling_params import SamplingParams
 from quire_engine.server.convert import load_message
 from quire_engine.server.health import Vitals
 from quire_engine.server.kv_mirror import KvMirror
-from quire_engine.server.metrics import EngineMetrics
+from quire_engine.server.metrics import EngineMetrics, FinishedRequest
+from quire_engine.server.origin import NO_ORIGIN, Origin
 from quire_engine.server.request_record import RequestRecord
+from quire_engine.server.request_tracer import EndedRequest, RequestTracer
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +86,11 @@ class AsyncEngine:
         mirror: KvMirror,
         metrics: EngineMetrics,
         *,
+        tracer: RequestTracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.mirror = mirror
+        self._tracer = tracer
         self._core = core
         self._processor = processor
         self._metrics = metrics
@@ -163,6 +167,7 @@ class AsyncEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        origin: Origin = NO_ORIGIN,
     ) -> None:
         """Begin to generate; outputs go to `sink`, refusals by the core too.
 
@@ -179,14 +184,16 @@ class AsyncEngine:
         except EngineDeadError:
             self._processor.abort([request_id])
             raise
-        self._requests[request_id] = sink, RequestRecord(params, now)
+        record = RequestRecord(params, self._processor.stats(request_id), origin)
+        self._requests[request_id] = sink, record
         self._idle.clear()
 
-    def note_refusal(self, error: QuireError) -> None:
-        """Count a request that was refused, here or before it got here."""
-        for type_, reason in REFUSALS.items():
-            if isinstance(error, type_):
-                self._metrics.on_rejected(reason)
+    def refuse(self, error: QuireError, origin: Origin) -> None:
+        """Note a request that was refused before it was taken in."""
+        self._count_refusal(error)
+        _log_failure(error, origin)
+        if self._tracer is not None:
+            self._tracer.refused(error, origin)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Forget requests; nothing more is delivered for them. Unknown ids are ignored."""
@@ -195,7 +202,8 @@ class AsyncEngine:
             return
         for request_id in known:
             _, record = self._requests.pop(request_id)
-            self._metrics.on_finished(record.ended(FinishReason.ABORT, self._clock()))
+            now = self._clock()
+            self._ended(record, record.ended(FinishReason.ABORT, now), now)
         self._core.abort(self._processor.abort(known))
         self._note_idle()
 
@@ -267,20 +275,67 @@ class AsyncEngine:
     def _finish(self, delta: RequestDelta, record: RequestRecord, now: float) -> None:
         del self._requests[delta.request_id]
         if delta.error is not None:
-            self.note_refusal(delta.error)
-        self._metrics.on_finished(record.finished(delta.usage, now, self._metrics))
+            self._count_refusal(delta.error)
+        self._ended(record, record.finished(delta.usage, now, self._metrics), now, delta.error)
 
     def _fail_all(self, error: QuireError) -> int:
         requests, self._requests = self._requests, {}
         self._load = None
         now, load = self._clock(), self.load()
         for request_id, (sink, record) in requests.items():
-            self._metrics.on_finished(record.ended(FinishReason.ERROR, now))
+            self._ended(record, record.ended(FinishReason.ERROR, now), now, error)
             sink.deliver(RequestDelta(request_id=request_id, error=error))
             sink.flush(load)
         self._note_idle()
         return len(requests)
 
+    def _ended(
+        self,
+        record: RequestRecord,
+        finished: FinishedRequest,
+        now: float,
+        error: QuireError | None = None,
+    ) -> None:
+        self._metrics.on_finished(finished)
+        if error is not None:
+            _log_failure(error, record.origin)
+        elif logger.isEnabledFor(logging.DEBUG):
+            _log_end(finished, record.origin)
+        if self._tracer is not None:
+            self._tracer.ended(
+                EndedRequest(
+                    origin=record.origin,
+                    params=record.params,
+                    stats=record.stats,
+                    finished=finished,
+                    ended_at=now,
+                    error=error,
+                )
+            )
+
+    def _count_refusal(self, error: QuireError) -> None:
+        for type_, reason in REFUSALS.items():
+            if isinstance(error, type_):
+                self._metrics.on_rejected(reason)
+
     def _note_idle(self) -> None:
         if not self._requests:
             self._idle.set()
+
+
+def _log_failure(error: QuireError, origin: Origin) -> None:
+    if isinstance(error, tuple(REFUSALS)):
+        # The caller is told why. A message about a mistake may quote the prompt: it is not logged.
+        logger.debug("request refused error=%s", type(error).__name__, extra=origin.log_fields)
+    else:
+        logger.warning("request failed reason=%s", error, extra=origin.log_fields)
+
+
+def _log_end(finished: FinishedRequest, origin: Origin) -> None:
+    logger.debug(
+        "request ended reason=%s num_generation_tokens=%d latency_s=%.3f",
+        finished.finish_reason,
+        finished.num_generation_tokens,
+        finished.latency_s,
+        extra=origin.log_fields,
+    )

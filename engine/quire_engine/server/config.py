@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from quire_engine.config import option
 from quire_engine.errors import ConfigError
+from quire_engine.rpc.collector import TRACES_PROTOCOLS, TracingError, parse_collector
+from quire_engine.rpc.logs import LOG_FORMATS
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 METRICS_OFF = -1
@@ -39,7 +41,15 @@ class ServerConfig:
         262_144, "outputs kept for a client that reads slowly before its stream is ended"
     )
     log_level: str = option("info", "least severe message to log", choices=LOG_LEVELS)
-    log_format: str = option("text", "form of log lines", choices=("text", "json"))
+    log_format: str = option("text", "form of log lines", choices=LOG_FORMATS)
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "OpenTelemetry collector to send traces to, such as http://collector:4318 or "
+        "grpc://collector:4317; default: none",
+    )
+    otlp_traces_protocol: str = option(
+        "auto", "how to send them; auto: as the URL says", choices=TRACES_PROTOCOLS
+    )
 
     def __post_init__(self) -> None:
         _check_port("port", self.port, low=0)
@@ -58,17 +68,27 @@ class ServerConfig:
         for name, choices in (
             ("metrics_compat", ("", "vllm")),
             ("log_level", LOG_LEVELS),
-            ("log_format", ("text", "json")),
+            ("log_format", LOG_FORMATS),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(
                     f"{name} must be one of {', '.join(choices)}; not {getattr(self, name)!r}"
                 )
+        _check_collector(self.otlp_traces_endpoint, self.otlp_traces_protocol)
 
     @property
     def address(self) -> str:
         """The gRPC target to bind."""
         return f"unix:{self.uds}" if self.uds else f"{self.host}:{self.port}"
+
+
+def _check_collector(url: str | None, protocol: str) -> None:
+    if url is None:
+        return
+    try:
+        parse_collector(url, protocol)
+    except TracingError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _check_port(name: str, port: int, *, low: int) -> None:

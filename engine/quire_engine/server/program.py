@@ -1,6 +1,7 @@
 """The program of `python -m quire_engine`: flags in, exit status out."""
 
 import asyncio
+import os
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def run_program(parser: Parser, load: Load, server: ServerConfig) -> int:
     configure_logging(server.log_level, server.log_format)
     say = Announcer("quire_engine", server.log_format)
     try:
-        return asyncio.run(run_engine(load, server, say))
+        return asyncio.run(run_engine(load, server, say, environment=os.environ))
     except ConfigError as error:
         parser.error(str(error))
     except EngineDeadError as error:

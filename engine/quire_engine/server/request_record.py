@@ -1,9 +1,11 @@
-"""What the metrics need to know about a request in flight."""
+"""What metrics, logs and traces need to know about a request in flight."""
 
 from quire_engine.core.messages import FinishReason
 from quire_engine.frontend.deltas import RequestDelta, Usage
+from quire_engine.outputs import RequestStats
 from quire_engine.sampling_params import RequestOutputKind, SamplingParams
 from quire_engine.server.metrics import EngineMetrics, FinishedRequest
+from quire_engine.server.origin import NO_ORIGIN, Origin
 
 
 class RequestRecord:
@@ -16,10 +18,19 @@ class RequestRecord:
         "_last_token_s",
         "_max_tokens",
         "_num_tokens",
+        "origin",
+        "params",
+        "stats",
     )
 
-    def __init__(self, params: SamplingParams, arrival_s: float) -> None:
-        self._arrival_s = arrival_s
+    def __init__(
+        self, params: SamplingParams, stats: RequestStats, origin: Origin = NO_ORIGIN
+    ) -> None:
+        """`stats` is the processor's, which keeps it up to date."""
+        self.params = params
+        self.stats = stats
+        self.origin = origin
+        self._arrival_s = stats.arrival_time
         self._max_tokens = params.max_tokens
         self._is_final_only = params.output_kind == RequestOutputKind.FINAL_ONLY
         self._finish_reason: str = FinishReason.ABORT

@@ -10,9 +10,12 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from quire_engine.errors import ConfigError
+from quire_engine.rpc.collector import NO_ENVIRONMENT, TracingError
+from quire_engine.rpc.tracing import Tracing, start_tracing
 from quire_engine.server.assembly import assemble
 from quire_engine.server.async_engine import Core
 from quire_engine.server.config import METRICS_OFF, ServerConfig
@@ -51,8 +54,12 @@ class StopRequests:
         (self.second if self.first.is_set() else self.first).set()
 
 
-async def run_engine(load: Load, config: ServerConfig, say: Say) -> int:
+async def run_engine(
+    load: Load, config: ServerConfig, say: Say, *, environment: Mapping[str, str] = NO_ENVIRONMENT
+) -> int:
     """Serve what `load` brings until told to stop; return the exit status.
+
+    `environment` may say how to send traces.
 
     Raises:
         ConfigError: an address is in use, or the model cannot be served as configured.
@@ -60,7 +67,7 @@ async def run_engine(load: Load, config: ServerConfig, say: Say) -> int:
     """
     stops = StopRequests()
     stops.listen()
-    process = EngineProcess(config, stops, say)
+    process = EngineProcess(config, stops, say, _start_tracing(config, environment))
     try:
         return await process.run(load)
     finally:
@@ -70,8 +77,11 @@ async def run_engine(load: Load, config: ServerConfig, say: Say) -> int:
 class EngineProcess:
     """What has been started so far, so that it can be ended from any point."""
 
-    def __init__(self, config: ServerConfig, stops: StopRequests, say: Say) -> None:
+    def __init__(
+        self, config: ServerConfig, stops: StopRequests, say: Say, tracing: Tracing | None
+    ) -> None:
         self._config = config
+        self._tracing = tracing
         self._stops = stops
         self._say = say
         self._server = EngineServer(config)
@@ -89,7 +99,7 @@ class EngineProcess:
         if loaded is None:
             return EXIT_DRAINED
         self._core, card = loaded
-        serving = assemble(self._core, card, self._config)
+        serving = assemble(self._core, card, self._config, tracing=self._tracing)
         if self._metrics is not None:
             self._metrics.add(serving.metrics)
         self._pump = asyncio.create_task(serving.engine.run())
@@ -107,6 +117,8 @@ class EngineProcess:
             await asyncio.gather(self._pump, return_exceptions=True)
         if self._metrics is not None:
             await asyncio.to_thread(self._metrics.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _serve(self, serving: Serving, pump: asyncio.Task[None]) -> int:
         await _unless(self._stops.first, asyncio.wait([pump]))
@@ -136,6 +148,20 @@ class EngineProcess:
         metrics = "" if self._metrics is None else f", metrics on port {self._metrics.port}"
         names = ", ".join(card.served_names)
         self._say(f"ready: {names} on {self._server.address} after {took_s:.1f} s{metrics}")
+
+
+def _start_tracing(config: ServerConfig, environment: Mapping[str, str]) -> Tracing | None:
+    if config.otlp_traces_endpoint is None:
+        return None
+    try:
+        return start_tracing(
+            config.otlp_traces_endpoint,
+            config.otlp_traces_protocol,
+            service="quire-engine",
+            environment=environment,
+        )
+    except TracingError as error:
+        raise ConfigError(str(error)) from None
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, ResultT]) -> ResultT | None:

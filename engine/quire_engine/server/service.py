@@ -23,6 +23,14 @@ from quire_engine.server.status import status_code
 DEFAULT_LOAD_INTERVAL_MS = 50
 MIN_LOAD_INTERVAL_MS = 5
 
+METADATA = {
+    "traceparent": "traceparent",
+    "tracestate": "tracestate",
+    "client_request_id": "x-request-id",
+}
+"""Fields of a GenerateRequest that a call's metadata may carry instead; a Session has many requests
+and so none of its own."""
+
 Context = Any
 """grpc.aio.ServicerContext, which has no types."""
 
@@ -80,6 +88,7 @@ class EngineService(EngineServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         serving = await self._ready(context)
         call = GenerateCall(serving.engine, max_buffered=self._max_buffered)
+        _take_metadata(request, context)
         try:
             await call.begin(request)
             async for response in call.responses():
@@ -144,6 +153,15 @@ class EngineService(EngineServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine is loading its model")
             raise AssertionError("abort raises")
         return self._serving
+
+
+def _take_metadata(request: pb.GenerateRequest, context: Context) -> None:
+    """Complete a request with what its call says of where it comes from."""
+    metadata = dict(context.invocation_metadata() or ())
+    for field, key in METADATA.items():
+        value = metadata.get(key)
+        if isinstance(value, str) and not getattr(request, field):
+            setattr(request, field, value)
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:

@@ -13,6 +13,7 @@ from quire_engine.frontend.deltas import RequestDelta
 from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.server.async_engine import AsyncEngine, Sink
 from quire_engine.server.convert import fill_response, sampling_params
+from quire_engine.server.origin import Origin
 from quire_engine.server.outbox import Outbox
 from quire_engine.server.status import error_message
 
@@ -26,6 +27,7 @@ async def submit(engine: AsyncEngine, message: pb.GenerateRequest, sink: Sink) -
         QuireError: the request is refused.
     """
     request_id = message.request_id or uuid.uuid4().hex
+    origin = Origin.of(message)
     try:
         params = sampling_params(
             message.sampling, engine.default_params, final_only=message.final_only
@@ -38,9 +40,10 @@ async def submit(engine: AsyncEngine, message: pb.GenerateRequest, sink: Sink) -
             sink,
             priority=message.priority,
             cache_salt=message.cache_salt,
+            origin=origin,
         )
     except QuireError as error:
-        engine.note_refusal(error)
+        engine.refuse(error, origin)
         raise
     return request_id
 
