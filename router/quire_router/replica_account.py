@@ -55,7 +55,7 @@ class ReplicaCounts:
     _FAILURES = 10
     NUM_CELLS = _FAILURES + len(VERDICTS)
 
-    def __init__(self, own: Cells | None = None) -> None:
+    def __init__(self, own: "Cells | None" = None) -> None:
         """`own` are NUM_CELLS cells to go on with."""
         self.cells = cells(self.NUM_CELLS) if own is None else own
 
@@ -101,7 +101,7 @@ class Trail:
 
     NUM_CELLS = 1 + 3 * NUM_SAMPLES
 
-    def __init__(self, own: Cells | None = None) -> None:
+    def __init__(self, own: "Cells | None" = None) -> None:
         """`own` are NUM_CELLS cells to go on with."""
         self._cells = cells(self.NUM_CELLS) if own is None else own
         self._epoch = 0
