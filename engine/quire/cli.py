@@ -13,6 +13,7 @@ COMMANDS = {
     "engine": "one engine: gRPC server in front of one model",
     "router": "the OpenAI gateway in front of engines that run elsewhere",
     "chat": "talk to a served model in the terminal",
+    "top": "the replicas of a router, live in the terminal",
     "fetch": "download a model, for engines that start later or offline",
     "plan": "which GPUs hold a model, and how many tokens they then cache",
     "bench": "measure: latency, throughput, serve, compare",

@@ -1,8 +1,9 @@
 """A small streaming client of OpenAI's API, for the terminal chat and the benchmark."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Any, NamedTuple, Self
 
 import aiohttp
 
@@ -14,17 +15,30 @@ _DONE = "[DONE]"
 class ServerError(Exception):
     """The server cannot be reached, or refused the request; the message says which."""
 
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        """`status` is that of the answer; 0: there was none."""
+        super().__init__(message)
+        self.status = status
+
+
+class ServerEvent(NamedTuple):
+    """One server-sent event."""
+
+    name: str
+    """Empty where the server gave none."""
+    data: str
+
 
 class EventDecoder:
-    """Cuts a stream of server-sent events into the data of each, wherever the pieces end."""
+    """Cuts a stream into server-sent events, wherever the pieces end."""
 
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, piece: bytes) -> list[str]:
-        """Return the data of the events that `piece` completes."""
+    def feed(self, piece: bytes) -> list[ServerEvent]:
+        """Return the events that `piece` completes; those without data are left out."""
         *events, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
-        return [data for event in events if (data := _data(event))]
+        return [decoded for event in events if (decoded := _decoded(event)).data]
 
 
 class OpenAIClient:
@@ -72,24 +86,50 @@ class OpenAIClient:
         Raises:
             ServerError: nothing listens, the request was refused, or the stream broke off.
         """
-        decoder = EventDecoder()
+        async with aclosing(self._events("POST", path, body)) as events:
+            async for event in events:
+                if event.data == _DONE:
+                    return
+                yield _chunk(event.data)
+        raise ServerError("the answer broke off before its end")
+
+    async def get(self, path: str) -> bytes:
+        """Return the body of the answer to a GET."""
         try:
-            async with self._open.post(self.url + path, json=body) as response:
+            async with self._open.get(self.url + path) as response:
                 await self._check(response)
-                async for piece in response.content.iter_any():
-                    for data in decoder.feed(piece):
-                        if data == _DONE:
-                            return
-                        yield _chunk(data)
+                return await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
-        raise ServerError("the answer broke off before its end")
+
+    async def follow(self, path: str) -> AsyncGenerator[ServerEvent, None]:
+        """Yield the server-sent events of a path until the server ends them.
+
+        Raises:
+            ServerError: nothing listens, the request was refused, or the stream broke off.
+        """
+        async with aclosing(self._events("GET", path)) as events:
+            async for event in events:
+                yield event
 
     @property
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             raise RuntimeError("use `async with OpenAIClient(...)`")
         return self._session
+
+    async def _events(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[ServerEvent, None]:
+        decoder = EventDecoder()
+        try:
+            async with self._open.request(method, self.url + path, json=body) as response:
+                await self._check(response)
+                async for piece in response.content.iter_any():
+                    for event in decoder.feed(piece):
+                        yield event
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unreachable(error) from error
 
     async def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
@@ -106,7 +146,8 @@ class OpenAIClient:
     async def _check(self, response: aiohttp.ClientResponse) -> None:
         if response.status >= 400:
             text = await response.text()
-            raise ServerError(f"{response.status}: {error_message(text) or response.reason}")
+            reason = error_message(text) or response.reason
+            raise ServerError(f"{response.status}: {reason}", status=response.status)
 
     def _unreachable(self, error: Exception) -> ServerError:
         if isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
@@ -123,9 +164,14 @@ def error_message(text: str) -> str:
         return " ".join(text.split())[:MAX_REASON_LEN]
 
 
-def _data(event: bytes) -> str:
+def _decoded(event: bytes) -> ServerEvent:
     lines = event.decode(errors="replace").split("\n")
-    return "\n".join(line[5:].removeprefix(" ") for line in lines if line.startswith("data:"))
+    return ServerEvent(name="".join(_field(lines, "event")), data="\n".join(_field(lines, "data")))
+
+
+def _field(lines: Iterable[str], name: str) -> Iterator[str]:
+    start = f"{name}:"
+    return (line[len(start) :].removeprefix(" ") for line in lines if line.startswith(start))
 
 
 def _chunk(data: str) -> dict[str, Any]:

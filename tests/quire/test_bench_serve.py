@@ -289,15 +289,17 @@ def test_too_few_records_start_over() -> None:
 
 @given(st.lists(st.integers(0, 60), max_size=8))
 def test_events_are_the_same_however_the_stream_is_cut(cuts: list[int]) -> None:
-    stream = 'data: {"a": "é"}\r\n\r\n: ping\n\ndata: two\n\ndata: [DONE]\n\n'.encode()
+    stream = 'data: {"a": "é"}\r\n\r\n: ping\n\nevent: b\ndata: two\n\ndata: [DONE]\n\n'.encode()
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     decoder = EventDecoder()
 
     found = [
-        data for start, end in itertools.pairwise(edges) for data in decoder.feed(stream[start:end])
+        event
+        for start, end in itertools.pairwise(edges)
+        for event in decoder.feed(stream[start:end])
     ]
 
-    assert found == ['{"a": "é"}', "two", "[DONE]"]
+    assert found == [("", '{"a": "é"}'), ("b", "two"), ("", "[DONE]")]
 
 
 @pytest.mark.parametrize(

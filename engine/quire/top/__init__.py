@@ -1,0 +1,1 @@
+"""`quire top`: the replicas of a router, live in a terminal."""
