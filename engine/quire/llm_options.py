@@ -10,6 +10,7 @@ from quire_engine.config import (
     DeviceConfig,
     EngineConfig,
     ModelConfig,
+    ProfilingConfig,
     SchedulerConfig,
     option_names,
 )
@@ -18,7 +19,7 @@ from quire_engine.peer_flags import PEER_FLAGS
 
 logger = logging.getLogger(__name__)
 
-_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, DeviceConfig)
+_PARTS = (ModelConfig, CacheConfig, SchedulerConfig, DeviceConfig, ProfilingConfig)
 
 # Keywords of vLLM's LLM that are no flags of its server.
 _PEER_KEYWORDS = frozenset(

@@ -169,13 +169,30 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilingConfig:
+    """Which steps to record with torch's profiler."""
+
+    profile: str | None = option(
+        None, "folder for a trace (Chrome's format) of some steps and a table of their kernels"
+    )
+    profile_steps: int = option(20, "steps to record")
+    profile_skip: int = option(0, "steps to run before that")
+
+    def __post_init__(self) -> None:
+        for name, least in (("profile_steps", 1), ("profile_skip", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """One engine: model, cache, scheduler and device."""
+    """One engine: model, cache, scheduler, device, and what is recorded of it."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> Self:
@@ -201,6 +218,7 @@ _PART_TYPES: dict[str, type] = {
     "cache": CacheConfig,
     "scheduler": SchedulerConfig,
     "device": DeviceConfig,
+    "profiling": ProfilingConfig,
 }
 
 

@@ -27,7 +27,7 @@ _SWITCHES = """
     --fully-sharded-loras --grpc --headless --insecure
     --interleave-mm-strings --kv-cache-metrics --kv-sharing-fast-prefill --language-model-only
     --log-error-stack --mm-encoder-only --no-oversample --plot-timeline
-    --multi-step-stream-outputs --profile --ray-workers-use-nsight --return-tokens-as-token-ids
+    --multi-step-stream-outputs --ray-workers-use-nsight --return-tokens-as-token-ids
     --scheduler-reserve-full-isl --skip-mm-profiling --trust-remote-code
     --trust-request-chat-template --use-beam-search --use-tqdm-on-load --use-v2-block-manager
     --worker-use-ray
@@ -84,6 +84,7 @@ _REASONS = {
     "--enable-chunked-prefill": "chunked prefill is always on",
     "--async-engine": "there is one engine for both",
     "--config": "give its content as flags",
+    "--profiler-config": "--profile DIR writes a trace",
     "--enable-lora": "adapters are not supported",
     "--lora-modules": "adapters are not supported",
     "--ssl-certfile": "put a TLS proxy in front; traffic is NOT encrypted",

@@ -20,6 +20,7 @@ from quire_engine.runner.memory import KvCache, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.phases import Phases
 from quire_engine.runner.plan import ModelRunner
+from quire_engine.runner.profiling import profiled
 from quire_engine.runner.sampling.sampler import Sampler
 from quire_engine.runner.torch_model import StepModel, TorchModel
 from quire_engine.runner.warm_up import warm_up
@@ -45,9 +46,12 @@ def build_runner(config: EngineConfig) -> ModelRunner:
     device = resolve_device(config)
     with phases.time("resolve"):
         source = resolve(config.model)
+    runner: ModelRunner
     if device == "cuda":
-        return load_gpu_runner(config, source, phases)
-    return load_runner(config, source, phases)
+        runner = load_gpu_runner(config, source, phases)
+    else:
+        runner = load_runner(config, source, phases)
+    return profiled(runner, config.profiling)
 
 
 def load_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> ModelRunner:
