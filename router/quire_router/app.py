@@ -95,7 +95,7 @@ class RouterApp:
     @property
     def is_ready(self) -> bool:
         """Whether a replica can take requests now."""
-        return bool(self._service.dispatcher.models())
+        return self._service.dispatcher.is_ready
 
     def begin_shutdown(self) -> None:
         """Turn readiness off and have clients reconnect; requests are still served."""

@@ -10,6 +10,7 @@ from quire_router.errors import ConfigError
 from quire_router.options import option
 from quire_router.pool_config import PoolConfig
 
+MAX_WORKERS = 64
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -19,6 +20,7 @@ class RouterConfig(PoolConfig):
 
     host: str = option("0.0.0.0", "address to listen on")
     port: int = option(8000, "port to listen on; 0: any free one")
+    workers: int = option(1, "processes that the router runs as, on one port: at most 64")
     api_key: tuple[str, ...] = option(
         (), "keys that clients must send one of; default: QUIRE_API_KEY (comma-separated), or none"
     )
@@ -67,6 +69,7 @@ class RouterConfig(PoolConfig):
         # super() needs the class cell, which slots=True would leave pointing at the wrong class.
         PoolConfig.__post_init__(self)
         _check_range("port", self.port, 0, 65535)
+        _check_range("workers", self.workers, 1, MAX_WORKERS)
         _check_range("max_body_bytes", self.max_body_bytes, 1, None)
         _check_range("shutdown_delay", self.shutdown_delay, 0, None)
         _check_range("shutdown_timeout", self.shutdown_timeout, 0, None)

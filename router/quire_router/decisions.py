@@ -5,9 +5,10 @@ as it was, so recording one costs a few references: it is explained only when so
 """
 
 import enum
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from quire_engine.rpc import engine_pb2 as pb
@@ -119,9 +120,10 @@ class Decision:
 class DecisionLog:
     """The last `capacity` decisions; `revision` grows with every change to any of them."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, numbers: Iterator[int] | None = None, *, capacity: int = CAPACITY) -> None:
+        """`numbers` are those of the decisions to come, each larger than the last."""
         self.revision = 0
-        self.num_decisions = 0
+        self._numbers = numbers or itertools.count(1)
         self._ring: deque[Decision] = deque(maxlen=capacity)
 
     def add(
@@ -135,9 +137,8 @@ class DecisionLog:
         waited_s: float,
     ) -> Decision:
         """Record a decision; what becomes of the request is told to what this returns."""
-        self.num_decisions += 1
         decision = Decision(
-            self.num_decisions,
+            next(self._numbers),
             candidates,
             chosen,
             is_by_cost=is_by_cost,

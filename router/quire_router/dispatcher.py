@@ -22,15 +22,17 @@ from quire_router.discovery import parse_replicas
 from quire_router.discovery_metrics import DiscoveryCollector
 from quire_router.errors import NoReplicaError
 from quire_router.failure import ENGINE_FAULTS, Verdict, api_error
-from quire_router.generation import TokenizerFiles
+from quire_router.generation import Reports, TokenizerFiles
 from quire_router.policy import Candidate, choose_replica, least_requests
 from quire_router.pool import Pool
 from quire_router.pool_config import PoolConfig
 from quire_router.pool_metrics import DispatchMetrics, ReplicaCollector
-from quire_router.replica import Replica, ReplicaState
+from quire_router.replica import Replica, ReplicaState, is_ready
 from quire_router.replica_view import ReplicaView
 from quire_router.reporting import Reporter
 from quire_router.stream import GenerationStream
+from quire_router.workers.publisher import Publisher
+from quire_router.workers.share import WorkerShare
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,9 @@ class PoolDispatcher:
         registry: CollectorRegistry,
         *,
         environment: Mapping[str, str] = NO_ENVIRONMENT,
+        share: WorkerShare | None = None,
     ) -> None:
-        """`environment` is where a pod is told of its API server.
+        """`environment` is where a pod is told of its API server; `share` ties workers together.
 
         Raises:
             ConfigError: a replica is named in a way that cannot be understood, or followed here.
@@ -55,7 +58,8 @@ class PoolDispatcher:
         self._config = config
         self._is_by_cost = config.routing_policy == "cost"
         discoveries = parse_replicas(config, environment)
-        self._pool = Pool(config, discoveries, self._on_state)
+        open_account = share.open_account if share is not None else None
+        self._pool = Pool(config, discoveries, self._on_state, open_account)
         self._metrics = DispatchMetrics(registry)
         self._collectors = (
             ReplicaCollector(self._views),
@@ -65,22 +69,27 @@ class PoolDispatcher:
             registry.register(collector)
         self._registry = registry
         self._parked: dict[GenerationStream, asyncio.TimerHandle] = {}
-        self._decisions = DecisionLog()
-        self._reports = Reporter(self._pool, self._decisions, self._parked)
+        self._decisions = DecisionLog(share.decision_numbers() if share is not None else None)
+        self._reporter = Reporter(self._pool, self._decisions, self._parked)
+        self._publisher: Publisher | None = None
+        if share is not None:
+            self._publisher = Publisher(share, self._pool, self._decisions, self._parked)
         self._served: Replica | None = None
         self._is_closed = False
-        self._sampling: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to look for replicas. Returns at once, whether or not there are any."""
         await self._pool.start()
-        self._sampling = asyncio.create_task(self._reports.sample())
+        self._tasks.append(asyncio.create_task(self._reporter.sample()))
+        if self._publisher is not None:
+            self._tasks.append(asyncio.create_task(self._publisher.run()))
 
     async def close(self) -> None:
         """Abort what is in flight and close every connection."""
         self._is_closed = True
-        if self._sampling is not None:
-            self._sampling.cancel()
+        for task in self._tasks:
+            task.cancel()
         for stream in list(self._parked):
             self._unpark(stream)
             stream.fail(NoReplicaError("the router is shutting down"))
@@ -91,16 +100,25 @@ class PoolDispatcher:
     @property
     def is_synced(self) -> bool:
         """Whether every source has told which replicas there are, be it none."""
+        if self._publisher is not None:
+            return self._publisher.are_synced
         return self._pool.is_synced
 
     @property
-    def reports(self) -> Reporter:
+    def is_ready(self) -> bool:
+        """Whether a replica can take requests now."""
+        if self._publisher is not None:
+            return self._publisher.are_ready
+        return any(map(is_ready, self._pool.replicas))
+
+    @property
+    def reports(self) -> Reports:
         """What there is to see of the replicas and of the last decisions."""
-        return self._reports
+        return self._reporter if self._publisher is None else self._publisher.reports
 
     def models(self) -> Sequence[pb.ModelInfo]:
         """Return the models of the replicas that are ready now; one each."""
-        infos = (replica.info for replica in self._pool.replicas if _is_ready(replica))
+        infos = (replica.info for replica in self._pool.replicas if is_ready(replica))
         return list({info.served_model_names[0]: info for info in infos}.values())
 
     def served(self) -> pb.ModelInfo | None:
@@ -131,6 +149,8 @@ class PoolDispatcher:
         return stream
 
     def _views(self) -> list[ReplicaView]:
+        if self._publisher is not None:
+            return self._publisher.replicas()
         return [ReplicaView.of(replica) for replica in self._pool.replicas]
 
     def _place(self, stream: GenerationStream) -> bool:
@@ -138,6 +158,8 @@ class PoolDispatcher:
         replicas = self._eligible(stream)
         if not replicas:
             return False
+        if self._publisher is not None:
+            self._publisher.listen()
         hashes = [_hashes(replica, stream) for replica in replicas]
         with self._metrics.deciding(replicas, is_by_cost=self._is_by_cost):
             cached = [
@@ -157,7 +179,7 @@ class PoolDispatcher:
         ready = [
             replica
             for replica in self._pool.replicas
-            if _is_ready(replica)
+            if is_ready(replica)
             and _model(replica) == model
             and replica.incarnation not in stream.tried
         ]
@@ -192,6 +214,8 @@ class PoolDispatcher:
     ) -> None:
         replica.last_chosen = decision.number
         replica.index.speculate(hashes, time.monotonic())
+        if self._publisher is not None:
+            self._publisher.sent(replica, hashes)
         attempt = Attempt(replica, stream, decision, self._on_failure)
         attempt.send(num_cached=decision.chosen.cached_tokens)
 
@@ -242,6 +266,8 @@ class PoolDispatcher:
         stream.fail(NoReplicaError())
 
     def _on_state(self, replica: Replica) -> None:
+        if self._publisher is not None:
+            self._publisher.publish_soon()
         if replica.state is ReplicaState.READY:
             self._adopt(replica)
             self._place_parked(replica)
@@ -264,7 +290,7 @@ class PoolDispatcher:
     def _adopt(self, replica: Replica) -> None:
         """Serve the model of the first replica, for as long as any replica has it."""
         if self._served is None or not any(
-            _is_ready(other) and _model(other) == _model(self._served)
+            is_ready(other) and _model(other) == _model(self._served)
             for other in self._pool.replicas
         ):
             self._served = replica
@@ -275,10 +301,6 @@ class PoolDispatcher:
                 _model(replica),
                 _model(self._served),
             )
-
-
-def _is_ready(replica: Replica) -> bool:
-    return replica.state is ReplicaState.READY and not replica.is_retired
 
 
 def _model(replica: Replica | None) -> str:

@@ -89,6 +89,11 @@ class Dispatcher(Protocol):
         ...
 
     @property
+    def is_ready(self) -> bool:
+        """Whether a replica can take requests now."""
+        ...
+
+    @property
     def reports(self) -> Reports:
         """What there is to see of the replicas and of the last requests."""
         ...

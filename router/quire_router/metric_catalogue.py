@@ -5,7 +5,7 @@ client wrote; series that name a replica go when it goes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -45,6 +45,8 @@ class Declared:
     values: tuple[str, ...] = ()
     """All values of the last label, where they are known beforehand."""
     buckets: tuple[float, ...] = ()
+    of_workers: Literal["livesum", "max"] = "max"
+    """What a gauge of several processes shows."""
 
     @property
     def family(self) -> str:
@@ -55,7 +57,13 @@ class Declared:
         return Counter(self.name, self.help, self.labels, registry=registry)
 
     def gauge(self, registry: CollectorRegistry) -> Gauge:
-        return Gauge(self.name, self.help, self.labels, registry=registry)
+        return Gauge(
+            self.name,
+            self.help,
+            self.labels,
+            registry=registry,
+            multiprocess_mode=self.of_workers,
+        )
 
     def histogram(self, registry: CollectorRegistry) -> Histogram:
         return Histogram(self.name, self.help, self.labels, buckets=self.buckets, registry=registry)
@@ -88,7 +96,10 @@ def _histogram(
 
 
 REQUESTS = _counter("requests", "Requests answered.", "route", "status")
-IN_FLIGHT = _gauge("requests_in_flight", "Requests to generate that are being answered.")
+IN_FLIGHT = replace(
+    _gauge("requests_in_flight", "Requests to generate that are being answered."),
+    of_workers="livesum",
+)
 DISCONNECTS = _counter(
     "client_disconnects", "Requests whose client went away before the end.", "route"
 )
@@ -158,7 +169,10 @@ DECIDED_EXPECTED_TOKENS = _counter(
 RETRIES = _counter(
     "retries", "Requests sent to another replica after one failed them, by reason.", "reason"
 )
-PARKED = _gauge("parked_requests", "Requests that wait for a replica to become ready.")
+PARKED = replace(
+    _gauge("parked_requests", "Requests that wait for a replica to become ready."),
+    of_workers="livesum",
+)
 DISPATCH = (
     *(DECISION, DECISIONS, DECIDED_PROMPT_TOKENS, DECIDED_EXPECTED_TOKENS, RETRIES, PARKED),
 )
@@ -253,4 +267,7 @@ DISCOVERY_ENDPOINTS = _gauge(
 DISCOVERY = (
     *(DISCOVERY_AGE, DISCOVERY_SYNCED, DISCOVERY_LISTS, DISCOVERY_FAILURES, DISCOVERY_ENDPOINTS),
 )
-CATALOGUE = (*HTTP, *DISPATCH, *REPLICAS, *DISCOVERY)
+WORKERS = _gauge("workers", "Processes of this router that accept requests.")
+WORKER_RESTARTS = _counter("worker_restarts", "Workers started again after one had ended.")
+PROCESSES = (WORKERS, WORKER_RESTARTS)
+CATALOGUE = (*HTTP, *DISPATCH, *REPLICAS, *DISCOVERY, *PROCESSES)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 from quire_router.discovery import Discovery
 from quire_router.pool_config import PoolConfig
@@ -24,7 +24,7 @@ class Pool:
         config: PoolConfig,
         discoveries: Iterable[Discovery],
         on_state: Callable[[Replica], None],
-        open_account: Callable[[str], Account] = lambda _: Account(),
+        open_account: Callable[[str], Account] | None = None,
     ) -> None:
         """`open_account` says where to keep what is counted of a replica, by its address."""
         self._config = config
@@ -45,6 +45,11 @@ class Pool:
     def replicas(self) -> list[Replica]:
         """Every replica, also those that are not connected or about to go."""
         return list(self._replicas.values())
+
+    @property
+    def by_address(self) -> Mapping[str, Replica]:
+        """Return the same replicas by their addresses."""
+        return self._replicas
 
     async def start(self) -> None:
         for number, discovery in enumerate(self._discoveries):
@@ -88,7 +93,7 @@ class Pool:
 
     def _add(self, address: str) -> None:
         logger.info("replica found replica=%s", address)
-        account = self._open_account(address)
+        account = self._open_account(address) if self._open_account else Account()
         replica = Replica(address, self._config, self._tokenizers, self._on_state, account)
         self._replicas[address] = replica
         self._start(self._keep(replica))

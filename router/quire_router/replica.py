@@ -248,6 +248,11 @@ class Replica:
         return ReplicaState.READY
 
 
+def is_ready(replica: Replica) -> bool:
+    """Whether a replica can be sent requests, and is to be."""
+    return replica.state is ReplicaState.READY and not replica.is_retired
+
+
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first exception in nested groups that is not a group."""
     first = group.exceptions[0]

@@ -117,7 +117,7 @@ def _add_health_routes(router: APIRouter, service: Service, registry: CollectorR
 
     @router.get("/ready")
     async def ready() -> Response:
-        if not service.dispatcher.models():
+        if not service.dispatcher.is_ready:
             raise NoReplicaError
         return _json({"ready": True})
 

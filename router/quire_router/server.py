@@ -15,13 +15,24 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from prometheus_client import GC_COLLECTOR, PLATFORM_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    PROCESS_COLLECTOR,
+    CollectorRegistry,
+    disable_created_metrics,
+    values,
+)
 
 from quire_router.app import RouterApp
 from quire_router.auth import load_keys
 from quire_router.config import RouterConfig
 from quire_router.dispatcher import PoolDispatcher
 from quire_router.errors import ConfigError
+from quire_router.workers.memory import WorkerMemory
+from quire_router.workers.process_metrics import LoneProcessCollector
+from quire_router.workers.share import WorkerShare
+from quire_router.workers.supervisor import HURRY, STOPPING, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +42,9 @@ BACKLOG = 2048
 KEEP_ALIVE_S = 75
 # How long the last error events get to leave the process.
 FLUSH_S = 0.5
+# How long a worker gets after all that before it is killed.
+STOP_MARGIN_S = 5.0
+OWN_COLLECTORS = (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR)
 
 
 def run(config: RouterConfig) -> int:
@@ -43,11 +57,11 @@ def run(config: RouterConfig) -> int:
     api_keys = load_keys(config, os.environ)
     if not config.replicas:
         raise ConfigError("no engine to route to: name at least one with --replicas")
-    with (
-        _listener(config.host, config.port) as listener,
-        asyncio.Runner(loop_factory=_loop_factory()) as runner,
-    ):
-        runner.run(_serve(config, api_keys, listener))
+    with _listener(config.host, config.port) as listener:
+        if config.workers > 1:
+            return _supervise(config, api_keys, listener)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(config, api_keys, listener))
     return 0
 
 
@@ -93,6 +107,11 @@ class Shutdown:
             asyncio.get_running_loop().call_later(self._delay_s, self._stop_accepting)
         self._seen.add(received)
 
+    def stop_once(self) -> None:
+        """Begin to stop, however often this is asked for."""
+        if not self._seen:
+            self.on_signal(signal.SIGTERM)
+
     def _stop_accepting(self) -> None:
         self._server.should_exit = True
         asyncio.get_running_loop().call_later(self._timeout_s, self.abort)
@@ -109,25 +128,77 @@ class Shutdown:
         self._server.force_exit = True
 
 
-async def _serve(config: RouterConfig, api_keys: tuple[str, ...], listener: socket.socket) -> None:
-    registry = _registry()
-    dispatcher = PoolDispatcher(config, registry, environment=os.environ)
+def _supervise(config: RouterConfig, api_keys: tuple[str, ...], listener: socket.socket) -> int:
+    # What is wrong with the configuration is told once, and before there are workers.
+    unused = CollectorRegistry()
+    dispatcher = PoolDispatcher(config, unused, environment=os.environ)
+    RouterApp(config, dispatcher, unused, api_keys=api_keys)
+    memory = WorkerMemory(config.workers)
+
+    def work(number: int) -> int:
+        share = WorkerShare(memory, number)
+        values.ValueClass = share.values.value_class()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # theirs
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(config, api_keys, listener, share))
+        return 0
+
+    stop_s = config.shutdown_delay + config.shutdown_timeout + FLUSH_S + STOP_MARGIN_S
+    supervisor = Supervisor(memory, work, stop_s=stop_s)
+    _log_address(config, listener)
+    gc.collect()
+    gc.freeze()
+    return supervisor.run(on_stop=listener.close)
+
+
+async def _serve(
+    config: RouterConfig,
+    api_keys: tuple[str, ...],
+    listener: socket.socket,
+    share: WorkerShare | None = None,
+) -> None:
+    registry = _registry() if share is None else share.registry()
+    dispatcher = PoolDispatcher(config, registry, environment=os.environ, share=share)
     app = RouterApp(config, dispatcher, registry, api_keys=api_keys)
     server = QuietServer(uvicorn_config(app, access_log=config.access_log))
     shutdown = Shutdown(
         server, app, delay_s=config.shutdown_delay, timeout_s=config.shutdown_timeout
     )
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, shutdown.on_signal, number)
+    _handle_signals(shutdown, is_worker=share is not None)
     async with app.running():
-        host, port = listener.getsockname()[:2]
-        logger.info("listening host=%s port=%d replicas=%d", host, port, len(config.replicas))
+        if share is not None:
+            await share.joined()
+            share.serve()
+        if share is None:
+            _log_address(config, listener)
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         await server.serve(sockets=[listener])
     logger.info("stopped")
+
+
+def _log_address(config: RouterConfig, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    logger.info(
+        "listening host=%s port=%d replicas=%d workers=%d",
+        host,
+        port,
+        len(config.replicas),
+        config.workers,
+    )
+
+
+def _handle_signals(shutdown: Shutdown, *, is_worker: bool) -> None:
+    loop = asyncio.get_running_loop()
+    if is_worker:
+        loop.add_signal_handler(signal.SIGTERM, shutdown.stop_once)
+        loop.add_signal_handler(HURRY, shutdown.abort)
+        # The supervisor started it with these kept waiting.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOPPING, HURRY})
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, shutdown.on_signal, number)
 
 
 def uvicorn_config(app: RouterApp, *, access_log: bool = False) -> uvicorn.Config:
@@ -146,7 +217,7 @@ def uvicorn_config(app: RouterApp, *, access_log: bool = False) -> uvicorn.Confi
 
 def _registry() -> CollectorRegistry:
     registry = CollectorRegistry()
-    for collector in (PROCESS_COLLECTOR, PLATFORM_COLLECTOR, GC_COLLECTOR):
+    for collector in (*OWN_COLLECTORS, LoneProcessCollector()):
         registry.register(collector)
     return registry
 

@@ -99,7 +99,7 @@ async def test_no_prompt_is_ever_logged(served: Served, caplog: pytest.LogCaptur
 
 
 async def test_nothing_is_served_before_a_replica_was_ready(serve_with: Any) -> None:
-    served = await serve_with(ScriptedDispatcher(model=None))
+    served = await serve_with(ScriptedDispatcher(model=None, is_ready=False))
 
     for path in ("/v1/models", "/v1/models/fake", "/ready"):
         status, text = await served.get(path)
@@ -110,7 +110,7 @@ async def test_nothing_is_served_before_a_replica_was_ready(serve_with: Any) -> 
     assert answer["error"]["code"] == "no_replica_available"
     assert (await served.get("/health"))[0] == 200
 
-    served.script.model = model_info()
+    served.script.model, served.script.is_ready = model_info(), True
     assert (await served.get("/v1/models"))[0] == 200
     assert (await served.get("/ready"))[0] == 200
 

@@ -90,4 +90,4 @@ def test_the_log_forgets_the_oldest_and_tells_what_changed() -> None:
     assert log.since(seen) == [decisions[-1]]
     assert decisions[-1].outcome == "done"
     assert (decisions[-1].num_cached_tokens, decisions[-1].num_completion_tokens) == (3, 8)
-    assert log.num_decisions == CAPACITY + 5
+    assert decisions[-1].number == CAPACITY + 5

@@ -17,6 +17,7 @@ from quire_router.http_metrics import HttpMetrics, SloTargets
 from quire_router.metric_catalogue import CATALOGUE, FAILURES, INDEX_MODES, STATES, Declared
 from quire_router.prefix_index import IndexMode
 from quire_router.replica import ReplicaState
+from quire_router.workers.process_metrics import LoneProcessCollector
 
 PROMPT = list(range(1, 200))
 
@@ -37,6 +38,7 @@ async def exposed() -> AsyncIterator[dict[str, Metric]]:
     """Everything that a router with a replica, a source and targets exposes."""
     async with FakeEngine() as engine, dispatching(engine.address) as dispatcher:
         registry = dispatcher._registry
+        registry.register(LoneProcessCollector())
         metrics = HttpMetrics(registry, targets=SloTargets(first_token_s=1.0), version="1")
         metrics.requests.labels("/v1/models", "200").inc()
         metrics.disconnects.labels("/v1/completions").inc()

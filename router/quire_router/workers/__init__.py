@@ -1,0 +1,1 @@
+"""Several processes that are one router: they share a port, their load and their metrics."""
