@@ -139,23 +139,36 @@ class Roofline:
     """What bounds a step: bytes to read, arithmetic to do, and how fast the device does both."""
 
     weight_bytes: int
+    """Read by every step."""
     block_bytes: int
     """Keys and values of a block, all layers."""
     num_parameters: int
+    """Those that every token of a prompt is multiplied with."""
+    attention_width: int = 0
+    """Query heads times their size, all layers together."""
+    is_8_bit: bool = False
+    """Products are of 8-bit numbers: a GPU does twice as many."""
     peak_bytes_per_s: float = 0.0
     """Of the device's memory; 0: unknown."""
     peak_flops: float = 0.0
     """Of the type that the model computes in; 0: unknown."""
 
+    def bytes_read(self, num_blocks: float) -> float:
+        """Return what a step reads that attends to so many blocks."""
+        return self.weight_bytes + num_blocks * self.block_bytes
+
+    def flops(self, num_tokens: float, num_pairs: float = 0.0) -> float:
+        """Return the arithmetic of tokens, and of attention between pairs of them."""
+        return 2.0 * self.num_parameters * num_tokens + 4.0 * self.attention_width * num_pairs
+
     def shares(self, stats: CoreStats) -> dict[str, float]:
         """Return the share of the peak that the last steps reached, by phase, as far as known."""
         shares = {}
         if self.peak_bytes_per_s and stats.decode_step_s:
-            num_bytes = self.weight_bytes + stats.num_used_blocks * self.block_bytes
+            num_bytes = self.bytes_read(stats.num_used_blocks)
             shares["decode"] = num_bytes / stats.decode_step_s / self.peak_bytes_per_s
         if self.peak_flops and stats.prefill_tokens_per_s:
-            flops = 2 * self.num_parameters * stats.prefill_tokens_per_s
-            shares["prefill"] = flops / self.peak_flops
+            shares["prefill"] = self.flops(stats.prefill_tokens_per_s) / self.peak_flops
         return shares
 
 

@@ -6,7 +6,13 @@ import torch
 from quire_engine.core.messages import CoreStats
 from quire_engine.model.families import read_spec
 from quire_engine.model.weights import parameters
-from quire_engine.runner.gpu.roofline import bytes_read, make_roofline, num_layer_parameters
+from quire_engine.runner.gpu.roofline import (
+    bytes_read,
+    make_roofline,
+    measure_ceilings,
+    num_layer_parameters,
+    under,
+)
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -26,6 +32,7 @@ CONFIG = {
 class H200:
     """What torch says of one."""
 
+    name: str = "NVIDIA H200"
     major: int = 9
     minor: int = 0
     multi_processor_count: int = 132
@@ -34,17 +41,53 @@ class H200:
     memory_bus_width: int = 6016
 
 
-def test_the_peaks_of_an_h200_are_those_of_its_data_sheet() -> None:
+def test_the_peaks_of_a_gpu_that_nobody_measured_are_those_of_its_data_sheet() -> None:
     spec = read_spec(CONFIG)
-    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1, device=H200())
+    device = H200(name="NVIDIA H200 of another make")
+    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1, device=device)
 
     assert roofline.peak_bytes_per_s == pytest.approx(4.8e12, rel=0.01)
     assert roofline.peak_flops == pytest.approx(989e12, rel=0.1)
 
 
+def test_the_peaks_of_an_h200_are_those_that_were_measured() -> None:
+    spec = read_spec(CONFIG)
+    wide, narrow = (
+        make_roofline(spec, weight_bytes=1, block_bytes=1, device=H200(), is_8_bit=is_8_bit)
+        for is_8_bit in (False, True)
+    )
+
+    assert (wide.peak_bytes_per_s, wide.peak_flops) == (4.46e12, 773e12)
+    assert (narrow.peak_bytes_per_s, narrow.peak_flops) == (4.46e12, 2 * 773e12)
+
+
+def test_a_device_that_is_no_gpu_has_peaks_once_it_was_measured() -> None:
+    roofline = make_roofline(read_spec(CONFIG), weight_bytes=1, block_bytes=1)
+    assert roofline.shares(CoreStats(prefill_tokens_per_s=1e4, decode_step_s=1.0)) == {}
+
+    ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
+
+    assert ceilings.source == "measured on this CPU at the start"
+    shares = under(roofline, ceilings).shares(
+        CoreStats(prefill_tokens_per_s=1e4, decode_step_s=1.0)
+    )
+    assert 0.0 < shares["decode"] < 1e-6
+    assert 0.0 < shares["prefill"] < 1.0
+
+
+def test_attention_counts_every_pair_of_tokens_twice() -> None:
+    spec = read_spec(CONFIG)
+    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1)
+
+    # Two layers of 4 heads of 8; keys and values, an addition and a multiplication each.
+    assert roofline.flops(10, 30) - roofline.flops(10) == 30 * 2 * 4 * 8 * 2 * 2
+
+
 def test_a_device_of_unknown_kind_has_no_arithmetic_peak() -> None:
     spec = read_spec(CONFIG)
-    roofline = make_roofline(spec, weight_bytes=1, block_bytes=1, device=H200(major=99))
+    roofline = make_roofline(
+        spec, weight_bytes=1, block_bytes=1, device=H200(major=99, name="unheard of")
+    )
 
     assert roofline.shares(CoreStats(prefill_tokens_per_s=1e4)) == {}
 
