@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from quire_engine.core.messages import TokenLogprobs
+from quire_engine.core.messages import Roofline, TokenLogprobs
 from quire_engine.runner.input_batch import Chunk, InputBatch
 from quire_engine.runner.memory import Limits
 from quire_engine.runner.plan import ImmediateRunner, StepPlan, StepResult
@@ -33,6 +33,8 @@ class CpuRunner(ImmediateRunner):
         self.limits = limits
         self.load_report: dict[str, float] = {}
         """Seconds that each phase of loading took, in order."""
+        self.roofline: Roofline | None = None
+        """What its steps read and compute; how fast the CPU could be is not known."""
         self._model, self._sampler = model, sampler
         self._batch = InputBatch(
             max_num_seqs=max_num_seqs,
