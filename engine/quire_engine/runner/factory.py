@@ -16,7 +16,8 @@ from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
 from quire_engine.model.weights import num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
-from quire_engine.runner.memory import KvCache, resolve_limits
+from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
+from quire_engine.runner.memory import KvCache, block_bytes, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.phases import Phases
 from quire_engine.runner.plan import ModelRunner
@@ -89,6 +90,7 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
         with phases.time("weights"):
             weights = load_weights(config, source, spec, dtype)
             dequantize(weights, dtype)
+        weight_bytes = bytes_read(spec, weights)
         with phases.time("kernels"):
             library = find_library(spec, dtype, block_size)
         cache = KvCache(spec, num_blocks=limits.num_blocks, block_size=block_size, dtype=dtype)
@@ -108,6 +110,9 @@ def load_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> C
     )
     with phases.time("warm_up"):
         warm_up(runner, block_size=block_size)
+    runner.roofline = make_roofline(
+        spec, weight_bytes=weight_bytes, block_bytes=block_bytes(spec, block_size, dtype)
+    )
     runner.load_report = phases.seconds
     _log_loaded(spec, dtype, runner)
     return runner
