@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quire_engine.config import option
@@ -164,6 +165,9 @@ class ReportConfig:
     result_filename: str | None = option(
         None, "name of the file; default: by label, rate, concurrency, model and date"
     )
+    plot: str | None = option(
+        None, "HTML file to write latencies and throughput over time to, as plots"
+    )
     label: str | None = option(None, "label in the result; default: the backend")
     metadata: tuple[str, ...] = option((), "KEY=VALUE pairs for the result")
 
@@ -176,6 +180,11 @@ class ReportConfig:
         if any(not 0 <= value <= 100 for value in self.percentiles):
             raise ConfigError(f"metric_percentiles must be in [0, 100]: {self.metric_percentiles}")
         _ = self.limits_ms
+        # Told before the measurement, which may take an hour.
+        if self.plot is not None and not Path(self.plot).absolute().parent.is_dir():
+            raise ConfigError(f"--plot {self.plot}: its folder does not exist; create it")
+        if self.plot is not None and Path(self.plot).is_dir():
+            raise ConfigError(f"--plot {self.plot} is a folder; name a file in it")
         for item in self.metadata:
             if "=" not in item:
                 raise ConfigError(f"--metadata takes KEY=VALUE, not {item!r}")

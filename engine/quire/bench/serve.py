@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from quire.bench.options import (
     RequestConfig,
     TargetConfig,
 )
+from quire.bench.plot.writing import write_plot
 from quire.bench.progress import progress
 from quire.bench.report import format_figures, result_json, result_path, write_result
 from quire.bench.request import BenchRequest, BenchResult
@@ -146,6 +148,8 @@ class ServeBench:
         sys.stdout.write(format_figures(figures, self.load, self.report.metrics) + "\n")
         if self.report.save_result or self.report.save_detailed or self.report.append_result:
             self._save(figures, results, model)
+        if self.report.plot is not None:
+            self._plot(Path(self.report.plot), figures, results, model)
         errors = sorted({result.error for result in results if result.error})
         sys.stderr.writelines(f"failed: {error}\n" for error in errors[:5])
         return 0 if figures.completed else 1
@@ -164,6 +168,22 @@ class ServeBench:
         )
         path = result_path(self.report, self.load, self.target, model, now)
         write_result(path, result, append=self.report.append_result)
+
+    def _plot(
+        self, path: Path, figures: ServingFigures, results: Sequence[BenchResult], model: str
+    ) -> None:
+        write_plot(
+            path,
+            figures,
+            results,
+            target=self.target,
+            load=self.load,
+            dataset=self.dataset,
+            report=self.report,
+            model=model,
+            now=datetime.now(),
+        )
+        sys.stdout.write(f"Plots: {path}\n")
 
 
 async def word_requests(

@@ -1,0 +1,1 @@
+"""`quire bench serve --plot`: one self-contained HTML file of what was measured."""
