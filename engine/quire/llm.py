@@ -161,18 +161,18 @@ class LLM:
         Raises:
             ConfigError: the LLM was made with skip_tokenizer_init.
         """
-        tokenizer = self._engine.processor.tokenizer
+        tokenizer = self.llm_engine.processor.tokenizer
         if tokenizer is None:
             raise ConfigError("there is no tokenizer: skip_tokenizer_init is set")
         return tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Return new parameters as the model's generation config recommends them."""
-        return self._engine.processor.sampling_params()
+        return self.llm_engine.processor.sampling_params()
 
     def reset_prefix_cache(self) -> bool:
         """Forget every cached prefix; always succeeds."""
-        self._engine.core.reset_prefix_cache()
+        self.llm_engine.core.reset_prefix_cache()
         return True
 
     def close(self) -> None:
@@ -192,7 +192,12 @@ class LLM:
         self.close()
 
     @property
-    def _engine(self) -> OfflineEngine:
+    def llm_engine(self) -> OfflineEngine:
+        """What runs this model's requests.
+
+        Raises:
+            QuireError: the LLM was closed.
+        """
         if self._open_engine is None:
             raise QuireError("this LLM was closed")
         return self._open_engine
@@ -209,7 +214,7 @@ class LLM:
         *,
         adds_special_tokens: bool = True,
     ) -> list[RequestOutput]:
-        engine = self._engine
+        engine = self.llm_engine
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         num_prompts = len(prompts)

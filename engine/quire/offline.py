@@ -8,7 +8,7 @@ from quire.interrupts import deferred_interrupts
 from quire.prompts import Prompt
 from quire.request_outputs import request_output
 from quire_engine.core.engine_core import EngineCore
-from quire_engine.core.messages import NewSequence
+from quire_engine.core.messages import NewSequence, StepOutputs
 from quire_engine.errors import QuireError
 from quire_engine.frontend.deltas import RequestDelta
 from quire_engine.frontend.processor import Processor
@@ -33,6 +33,8 @@ class OfflineEngine:
     def __init__(self, core: EngineCore, processor: Processor) -> None:
         self.core = core
         self.processor = processor
+        self.listeners: list[Callable[[StepOutputs], None]] = []
+        """Told of every step, before its outputs are processed."""
         self._request_ids = map(str, itertools.count())
 
     def run(
@@ -112,7 +114,10 @@ class OfflineEngine:
         outputs: dict[str, RequestOutput] = {}
         while len(outputs) < len(added):
             check_interrupt()
-            step = self.processor.process(self.core.step())
+            computed = self.core.step()
+            for listener in self.listeners:
+                listener(computed)
+            step = self.processor.process(computed)
             self.core.abort(step.abort_seq_ids)
             for delta in step.deltas:
                 output = outputs[delta.request_id] = _finished(delta, added)

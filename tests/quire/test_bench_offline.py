@@ -171,6 +171,7 @@ def test_latency_runs_every_iteration_and_keeps_the_result(
     assert json.loads(path.read_text()) == result
     assert len(result["latencies"]) == 3
     assert min(result["latencies"]) > 0
+    assert result["roofline"]["num_decode_steps"] == 3 * 3
     assert out.getvalue().startswith("Avg latency: ")
     assert "\n99% percentile latency: " in out.getvalue()
 
@@ -183,14 +184,38 @@ def test_throughput_counts_all_tokens(tiny: dict[str, Any], tmp_path: Path) -> N
     result = measure_throughput(tiny, dataset, config, out=out)
 
     assert json.loads(path.read_text()) == result
-    assert list(result) == [
+    assert list(result)[:7] == [
         *("model_id", "elapsed_time", "num_requests"),
         *("total_num_tokens", "requests_per_second", "tokens_per_second"),
+        "output_tokens_per_second",
     ]
     assert result["num_requests"] == 5
     assert result["total_num_tokens"] == 5 * (12 + 2 * 6)
     assert result["tokens_per_second"] == pytest.approx(120 / result["elapsed_time"])
     assert "Total num prompt tokens:  60\nTotal num output tokens:  60\n" in out.getvalue()
+
+
+def test_a_benchmark_tells_when_tokens_came_and_how_near_the_device_was_to_its_limits(
+    tiny: dict[str, Any],
+) -> None:
+    out = io.StringIO()
+    dataset = DatasetConfig(num_prompts=3, input_len=12, output_len=6)
+    config = ThroughputConfig(temperature=0.0, disable_detokenize=True)
+
+    result = measure_throughput(tiny, dataset, config, out=out)
+
+    names = [line.split(":")[0] for line in out.getvalue().splitlines()[3:]]
+    assert names == [
+        *("Time to first token (ms)", "Time per output token (ms)", "Inter-token latency (ms)"),
+        *("Roofline, decode", "Roofline, prefill", "Roofline, all"),
+    ]
+    assert out.getvalue().endswith("limits measured on this CPU at the start\n")
+    assert 0.0 < result["mean_ttft_ms"] < result["elapsed_time"] * 1000
+    assert 0.0 < result["mean_tpot_ms"] <= result["p99_itl_ms"]
+    roofline = result["roofline"]
+    assert roofline["num_prefill_steps"] >= 1
+    assert roofline["num_decode_steps"] == 5
+    assert 0.0 < roofline["share"] < 1.0
 
 
 def test_a_result_that_cannot_be_written_is_a_clear_error(tiny: dict[str, Any]) -> None:

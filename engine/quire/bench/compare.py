@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quire.bench.offline import OfflineEngine
+from quire.bench.offline import MeasuredLLM
 from quire.bench.options import check_at_least
 from quire_engine.config import option
 from quire_engine.sampling_params import SamplingParams
@@ -50,7 +50,7 @@ class Generator(Protocol):
 class QuireGenerator:
     """Quire's engine in this process."""
 
-    def __init__(self, llm: OfflineEngine) -> None:
+    def __init__(self, llm: MeasuredLLM) -> None:
         self._llm = llm
 
     def generate(self, prompts: Sequence[list[int]], num_tokens: int) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from quire.bench.ceilings import ceilings_at_start
 from quire.bench.datasets import IdPool, synthetic_requests
+from quire.bench.metering import Run, RunFigures, metered, summarize_runs
 from quire.bench.options import DatasetConfig, check_at_least
 from quire.bench.progress import progress
 from quire.bench.request import BenchRequest
 from quire.bench.serve import text_requests
+from quire.offline import OfflineEngine
 from quire_engine.config import EngineConfig, option
+from quire_engine.core.messages import Roofline
 from quire_engine.errors import ConfigError
 from quire_engine.model.source import resolve
 from quire_engine.outputs import RequestOutput
+from quire_engine.runner.gpu.roofline import Ceilings, under
 from quire_engine.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -35,6 +39,8 @@ class LatencyConfig:
     n: int = option(1, "completions per prompt")
     num_iters_warmup: int = option(10, "batches before the measurement")
     num_iters: int = option(30, "batches measured")
+    temperature: float = option(1.0, "0 is greedy")
+    top_p: float = option(1.0, "share of probability to sample from")
     disable_detokenize: bool = option(False, "leave out turning tokens into text")
     output_json: str | None = option(None, "file for the result")
 
@@ -49,6 +55,8 @@ class ThroughputConfig:
     """How each prompt is sampled, and where the result goes."""
 
     n: int = option(1, "completions per prompt")
+    temperature: float = option(1.0, "0 is greedy")
+    top_p: float = option(1.0, "share of probability to sample from")
     disable_detokenize: bool = option(False, "leave out turning tokens into text")
     output_json: str | None = option(None, "file for the result")
 
@@ -56,8 +64,11 @@ class ThroughputConfig:
         check_at_least("n", self.n, 1)
 
 
-class OfflineEngine(Protocol):
+class MeasuredLLM(Protocol):
     """What is used of `quire.LLM`."""
+
+    @property
+    def llm_engine(self) -> OfflineEngine: ...
 
     def generate(
         self, prompts: Any, sampling_params: Any = None, *, use_tqdm: bool = True
@@ -71,34 +82,33 @@ class OfflineEngine(Protocol):
 def measure_latency(
     options: Mapping[str, Any], config: LatencyConfig, *, out: Any = sys.stdout
 ) -> dict[str, Any]:
-    """Run the batch again and again; print and return the distribution of its duration."""
+    """Run the batch again and again; print and return how long it takes, and its tokens."""
     rng = np.random.default_rng(options.get("seed", 0))
     pool = IdPool(vocabulary(options))
-    params = SamplingParams(
-        n=config.n,
-        ignore_eos=True,
-        max_tokens=config.output_len,
-        detokenize=not config.disable_detokenize,
-    )
+    params = sampling_params(config, config.output_len)
     batch = [_tokens(pool.draw(config.input_len, rng)) for _ in range(config.batch_size)]
     # The same prompts come every time: with prefix caching only the first would be measured.
+    ceilings = ceilings_at_start(EngineConfig.from_flat(options))
     llm = make_llm({"enable_prefix_caching": False, **options})
+    runs: list[Run] = []
+    outputs: list[list[RequestOutput]] = []
     try:
         for _ in range(config.num_iters_warmup):
             llm.generate(batch, params, use_tqdm=False)
-        latencies = []
         with progress("batches", config.num_iters) as advance:
             for _ in range(config.num_iters):
-                started_at = time.perf_counter()
-                llm.generate(batch, params, use_tqdm=False)
-                latencies.append(time.perf_counter() - started_at)
+                with metered(llm.llm_engine) as run:
+                    outputs.append(llm.generate(batch, params, use_tqdm=False))
+                runs.append(run)
                 advance()
+        figures = summarize_runs(runs, outputs, roofline_of(llm, ceilings))
     finally:
         llm.close()
-    result = latency_result(latencies, model_id(options))
+    result = latency_result([run.elapsed_s for run in runs], model_id(options))
     out.write(f"Avg latency: {result['avg_latency']} seconds\n")
     for percent, value in result["percentiles"].items():
         out.write(f"{percent}% percentile latency: {value} seconds\n")
+    result |= _reported(figures, ceilings, out)
     write_json(config.output_json, result)
     return result
 
@@ -122,24 +132,18 @@ def measure_throughput(
     out: Any = sys.stdout,
 ) -> dict[str, Any]:
     """Run all prompts as fast as the engine can; print and return tokens a second."""
+    ceilings = ceilings_at_start(EngineConfig.from_flat(options))
     llm = make_llm(options)
     try:
         requests = _requests(llm, options, dataset)
         prompts = [_prompt(request) for request in requests]
-        params = [
-            SamplingParams(
-                n=config.n,
-                ignore_eos=True,
-                max_tokens=request.output_len,
-                detokenize=not config.disable_detokenize,
-            )
-            for request in requests
-        ]
-        started_at = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
-        elapsed_s = time.perf_counter() - started_at
+        params = [sampling_params(config, request.output_len) for request in requests]
+        with metered(llm.llm_engine) as run:
+            outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+        figures = summarize_runs([run], [outputs], roofline_of(llm, ceilings))
     finally:
         llm.close()
+    elapsed_s = run.elapsed_s
     num_prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     num_output_tokens = sum(len(c.token_ids) for output in outputs for c in output.outputs)
     total = num_prompt_tokens + num_output_tokens
@@ -157,9 +161,35 @@ def measure_throughput(
         "total_num_tokens": total,
         "requests_per_second": len(requests) / elapsed_s,
         "tokens_per_second": total / elapsed_s,
+        "output_tokens_per_second": num_output_tokens / elapsed_s,
+        **_reported(figures, ceilings, out),
     }
     write_json(config.output_json, result)
     return result
+
+
+def sampling_params(config: LatencyConfig | ThroughputConfig, num_tokens: int) -> SamplingParams:
+    """Return parameters that generate exactly so many tokens."""
+    return SamplingParams(
+        n=config.n,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        ignore_eos=True,
+        max_tokens=num_tokens,
+        detokenize=not config.disable_detokenize,
+    )
+
+
+def roofline_of(llm: MeasuredLLM, ceilings: Ceilings) -> Roofline | None:
+    """Return what bounds the model's steps on its device; None if its runner does not tell."""
+    roofline = llm.llm_engine.core.describe().roofline
+    return None if roofline is None else under(roofline, ceilings)
+
+
+def _reported(figures: RunFigures, ceilings: Ceilings, out: Any) -> dict[str, Any]:
+    """Print the figures of runs and return them."""
+    out.write("".join(f"{line}\n" for line in figures.lines(ceilings.source)))
+    return figures.to_json()
 
 
 class _EngineCounter:
@@ -176,7 +206,7 @@ class _EngineCounter:
 
 
 def _requests(
-    llm: OfflineEngine, options: Mapping[str, Any], dataset: DatasetConfig
+    llm: MeasuredLLM, options: Mapping[str, Any], dataset: DatasetConfig
 ) -> list[BenchRequest]:
     rng = np.random.default_rng(dataset.seed)
     if dataset.dataset_name in ("sharegpt", "custom"):
@@ -193,7 +223,7 @@ def _tokens(token_ids: list[int]) -> dict[str, list[int]]:
     return {"prompt_token_ids": token_ids}
 
 
-def make_llm(options: Mapping[str, Any]) -> OfflineEngine:
+def make_llm(options: Mapping[str, Any]) -> MeasuredLLM:
     """Start the engine in this process."""
     from quire import LLM
 
