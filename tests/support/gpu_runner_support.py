@@ -11,6 +11,7 @@ from quire_engine.core.engine_core import EngineCore
 from quire_engine.core.messages import NewSequence, SequenceOutput
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
+from quire_engine.model.share import WHOLE, Share, share_of
 from quire_engine.model.spec import ModelSpec
 from quire_engine.model.weight_places import assemble
 from quire_engine.runner.cpu_runner import CpuRunner
@@ -19,6 +20,7 @@ from quire_engine.runner.gpu.cache import GpuKvCache
 from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.parts import GpuParts
 from quire_engine.runner.gpu.runner import GpuRunner
+from quire_engine.runner.group.rank import ONLY_RANK, Rank
 from quire_engine.runner.memory import KvCache, Limits
 from quire_engine.runner.plan import ModelRunner
 from quire_engine.runner.sampling.sampler import Sampler
@@ -58,10 +60,10 @@ class Setting:
             num_blocks=num_blocks, block_size=16, max_model_len=200, max_num_batched_tokens=budget
         )
 
-    def _weights(self) -> dict[str, torch.Tensor]:
+    def _weights(self, share: Share = WHOLE) -> dict[str, torch.Tensor]:
         # Larger than life, so that the most likely tokens are far apart.
         tensors = [(name, tensor * 3) for name, tensor in make_dummy(self.spec, torch.float32, 0)]
-        return assemble(self.spec, tensors, torch.float32)
+        return assemble(self.spec, tensors, torch.float32, share=share)
 
     def cpu_runner(self) -> CpuRunner:
         cache = KvCache(
@@ -75,16 +77,18 @@ class Setting:
             block_size=16,
         )
 
-    def gpu_runner(self) -> GpuRunner:
+    def gpu_runner(self, rank: Rank = ONLY_RANK) -> GpuRunner:
         """Build the runner of GPUs; its kernels are interpreted where there is none."""
+        spec = share_of(self.spec, rank.share)
         decoder = GpuDecoder(
-            self.spec,
-            self._weights(),
+            spec,
+            self._weights(rank.share),
             max_len=256,
             max_num_tokens=self.limits.max_num_batched_tokens,
+            group=rank.join(torch.device("cpu")),
         )
         cache = GpuKvCache(
-            self.spec,
+            spec,
             num_blocks=self.limits.num_blocks,
             block_size=16,
             dtype=torch.float32,

@@ -137,6 +137,12 @@ class EngineCore:
         """Forget every cached prefix that no live sequence uses; `step` reports it."""
         self._cache.pool.forget_unused()
 
+    def check_alive(self) -> None:
+        """Raise what the runner raises if it has found out that it can compute nothing more."""
+        check_alive = getattr(self._runner, "check_alive", None)
+        if check_alive is not None:
+            check_alive()
+
     def check(self) -> None:
         """Raise AssertionError if an invariant of scheduler or cache does not hold."""
         self._scheduler.check()

@@ -116,6 +116,7 @@ class CoreLoop:
             self._link.send(self._core.step())
 
     def _idle(self) -> None:
+        self._core.check_alive()
         self._link.send(Heartbeat(num_commands=self._num_commands))
         if self._is_checked:
             return

@@ -1,8 +1,9 @@
 """From a model's files to the parameters of one rank, on its device."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -31,6 +32,25 @@ class WeightSource(Protocol):
 
     @property
     def eos_token_ids(self) -> Collection[int]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundWeights:
+    """A `WeightSource` and nothing else: what other processes must know of a resolved model."""
+
+    config: Mapping[str, Any]
+    format: str
+    weight_files: Sequence[Path]
+    eos_token_ids: Collection[int]
+
+    @classmethod
+    def of(cls, source: WeightSource) -> Self:
+        return cls(
+            config=dict(source.config),
+            format=source.format,
+            weight_files=tuple(source.weight_files),
+            eos_token_ids=frozenset(source.eos_token_ids),
+        )
 
 
 def load_weights(

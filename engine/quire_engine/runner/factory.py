@@ -10,13 +10,16 @@ from quire_engine.kernels.cpu.decoder import NativeDecoder
 from quire_engine.kernels.cpu.library import Library
 from quire_engine.model.decoder import Decoder, Weights
 from quire_engine.model.families import read_spec
-from quire_engine.model.loading import WeightSource, load_weights
+from quire_engine.model.loading import FoundWeights, WeightSource, load_weights
 from quire_engine.model.quantization import dequantize
+from quire_engine.model.share import check_size, share_of
 from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
 from quire_engine.model.weights import num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
+from quire_engine.runner.group.group import ALONE
+from quire_engine.runner.group.rank import ONLY_RANK, Rank
 from quire_engine.runner.memory import KvCache, block_bytes, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.phases import Phases
@@ -49,32 +52,62 @@ def build_runner(config: EngineConfig) -> ModelRunner:
         source = resolve(config.model)
     runner: ModelRunner
     if device == "cuda":
-        runner = load_gpu_runner(config, source, phases)
+        runner = build_gpu_runner(config, source, phases)
     else:
         runner = load_runner(config, source, phases)
     return profiled(runner, config.profiling)
 
 
-def load_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> ModelRunner:
-    """Load a resolved model onto a GPU."""
+def build_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases) -> ModelRunner:
+    """Load a resolved model onto as many GPUs as are to share it."""
+    size = config.device.tensor_parallel_size
+    if size == 1:
+        return load_gpu_runner(config, source, phases)
+    # Imported here: it takes a moment, which one GPU need not wait for.
+    from quire_engine.runner.group.group_runner import build_group
+
+    check_size(read_spec(source.config), size)  # before processes are started for nothing
+    argument = config, FoundWeights.of(source), phases
+    return build_group(f"{__name__}:load_rank", argument, size)
+
+
+def load_rank(argument: tuple[EngineConfig, WeightSource, Phases], rank: Rank) -> ModelRunner:
+    """Load one rank's share of a resolved model onto its GPU; see `WorkerSpec.build`."""
+    config, source, phases = argument
+    return load_gpu_runner(config, source, phases, rank)
+
+
+def load_gpu_runner(
+    config: EngineConfig, source: WeightSource, phases: Phases, rank: Rank = ONLY_RANK
+) -> ModelRunner:
+    """Load a resolved model, or a rank's share of it, onto a GPU."""
     # Imported here: Triton is for GPUs alone.
     from quire_engine.runner.gpu.build import GpuBuilder
     from quire_engine.runner.gpu.memory import used_bytes
 
-    spec, device = read_spec(source.config), torch.device("cuda", 0)
+    spec, device = read_spec(source.config), torch.device("cuda", rank.share.rank)
     dtype = resolve_gpu_dtype(config.model.dtype, spec)
     with phases.time("context"):
         torch.cuda.set_device(device)
         others_bytes = used_bytes(device)
+    group, group_bytes = ALONE, 0
+    if rank.share.size > 1:
+        rank.reach("context")
+        with phases.time("group"):
+            group = rank.join(device)
+            group_bytes = used_bytes(device) - others_bytes
     with torch.inference_mode():
         with phases.time("weights"):
-            weights = load_weights(config, source, spec, dtype, device)
+            weights = load_weights(config, source, spec, dtype, device, share=rank.share)
+        rank.reach("weights")
         builder = GpuBuilder(
             config,
-            spec,
+            share_of(spec, rank.share),
             eos_token_ids=source.eos_token_ids,
             others_bytes=others_bytes,
             device=device,
+            group=group,
+            group_bytes=group_bytes,
         )
         runner = builder.build(weights, phases)
     runner.load_report = phases.seconds
@@ -178,9 +211,9 @@ def resolve_device(config: EngineConfig) -> str:
         raise ConfigError(
             f"tensor_parallel_size={device.tensor_parallel_size} needs as many GPUs; a CPU takes 1"
         )
-    if device.tensor_parallel_size != 1:
+    if device.tensor_parallel_size > max(num_gpus, 1):
         raise ConfigError(
-            f"tensor_parallel_size={device.tensor_parallel_size} is not possible yet: a model runs "
-            "on one GPU; --replicas uses several"
+            f"tensor_parallel_size={device.tensor_parallel_size} needs as many GPUs; "
+            f"this machine has {num_gpus}"
         )
     return "cuda" if num_gpus else "cpu"

@@ -18,6 +18,7 @@ from quire_engine.runner.gpu.parts import GpuParts
 from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.gpu.warm_up import TrialSteps, run_all_variants
+from quire_engine.runner.group.group import ALONE, Group
 from quire_engine.runner.memory import Limits
 from quire_engine.runner.phases import Phases
 
@@ -37,8 +38,12 @@ class GpuBuilder:
         eos_token_ids: Collection[int],
         others_bytes: int,
         device: torch.device,
+        group: Group = ALONE,
+        group_bytes: int = 0,
     ) -> None:
+        """Take the spec of a rank's layers, and what others and the group take of the memory."""
         self._config, self._spec, self._device = config, spec, device
+        self._group, self._group_bytes = group, group_bytes
         # Graphs cannot be captured on the default stream.
         self._stream = torch.cuda.Stream(device)
         self._eos_token_ids = eos_token_ids
@@ -67,11 +72,12 @@ class GpuBuilder:
             max_len=self._max_len,
             max_num_tokens=self._num_tokens,
             batch_invariant=config.device.batch_invariant,
+            group=self._group,
         )
-        weights_bytes = used_bytes(self._device) - self._others_bytes
+        weights_bytes = used_bytes(self._device) - self._others_bytes - self._group_bytes
         with phases.time("trial"):
             use = self._try_out(decoder, kv_dtype, weights_bytes)
-        limits = cache_limits(config, self._spec, use, kv_dtype)
+        limits = cache_limits(config, self._spec, use, kv_dtype, agree=self._group.least)
         cache = self._cache(limits, kv_dtype)
         runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
         with phases.time("graphs"):
@@ -142,6 +148,7 @@ class GpuBuilder:
             activations=peak.num_bytes,
             rows=rows,
             graphs=graphs_bytes,
+            group=self._group_bytes,
         )
 
     def _graphs_bytes(self, runner: GpuRunner) -> int:

@@ -1,22 +1,28 @@
 """The decoder of a `ModelSpec` on a GPU, as launches of fused kernels into memory of its own.
 
 Legend: T tokens, S lines that are sampled, E hidden size, H query heads, N key/value heads, D head
-dim, V vocabulary.
+dim, V vocabulary, W a rank's part of it.
 
 Nothing here waits for the GPU or allocates in a step, so a forward pass can be captured as it is.
+
+Where ranks share the model, `ModelSpec` describes the layers of one. Each computes a part of what
+attention and MLP add to the residual, and a sum over the ranks makes it whole again.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from quire_engine.kernels.gpu.linear import GpuLinear, GpuMlp
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import take_weight
 from quire_engine.kernels.gpu.rotary import CacheLayer, make_cos_sin, rotate_and_store
 from quire_engine.model.decoder import Weights
+from quire_engine.model.share import Share
 from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
+from quire_engine.runner.group.group import ALONE, Group
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
 """(layer, heads (T, H or more, D), out (T, H, D)): attends with queries whose keys are stored."""
@@ -35,14 +41,36 @@ class Workspace:
     """Activations of the longest step, shared by all layers and all graphs."""
 
     def __init__(
-        self, spec: ModelSpec, max_num_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        spec: ModelSpec,
+        max_num_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: Group = ALONE,
     ) -> None:
         def empty(width: int) -> torch.Tensor:
             return torch.empty(max_num_tokens, width, dtype=dtype, device=device)
 
-        self.residual_TE = empty(spec.hidden_size)
+        share, self._group = group.share, group
+        # The first of two ranks adds its part to the residual before the sum, which costs nothing.
+        # Of more ranks each would round the residual once more.
+        self._sums_residual = share.size <= 2
+        self.adds_part = self._sums_residual and share.rank == 0
+        """A rank's part is added to what is there; else it is written over it."""
+        self._part_TE = group.summable(max_num_tokens, spec.hidden_size, dtype, device)
+        self.residual_TE = self._part_TE if self._sums_residual else empty(spec.hidden_size)
         self.qkv_T = empty(spec.q_size + 2 * spec.kv_size)
         self.attended_T = empty(spec.q_size)
+
+    def part_of(self, residual_TE: torch.Tensor) -> torch.Tensor:
+        """Return where this rank's part goes of what is added to a residual."""
+        return residual_TE if self._sums_residual else self._part_TE[: residual_TE.shape[0]]
+
+    def add_parts(self, part_TE: torch.Tensor, residual_TE: torch.Tensor) -> None:
+        """Add the parts of all ranks to a residual, the same bits on each."""
+        self._group.add_up(part_TE)
+        if not self._sums_residual:
+            residual_TE.add_(part_TE)
 
 
 class GpuDecoderLayer:
@@ -82,7 +110,7 @@ class GpuDecoderLayer:
         num_tokens = tokens.ids_T.shape[0]
         residual_TE, attended_T = space.residual_TE[:num_tokens], space.attended_T[:num_tokens]
         qkv_T = self._project(space, tokens, cache)
-        self._finish(qkv_T, attended_T, residual_TE, attend)
+        self._finish(space, qkv_T, attended_T, residual_TE, attend)
 
     def advance_lines(
         self,
@@ -103,7 +131,7 @@ class GpuDecoderLayer:
         torch.index_select(qkv_T[:, :q_size], 0, lines_S, out=q_S)
         # Keys and values are in the cache by now, and the queries copied: this memory is free.
         attended_S = qkv_T.view(-1)[: num_lines * q_size].view(num_lines, q_size)
-        self._finish(q_S, attended_S, residual_SE, attend)
+        self._finish(space, q_S, attended_S, residual_SE, attend)
 
     def _project(self, space: Workspace, tokens: Tokens, cache: CacheLayer) -> torch.Tensor:
         """Return the rotated queries, keys and values of all tokens; the latter two are stored."""
@@ -125,6 +153,7 @@ class GpuDecoderLayer:
 
     def _finish(
         self,
+        space: Workspace,
         heads_T: torch.Tensor,
         attended_T: torch.Tensor,
         residual_TE: torch.Tensor,
@@ -136,8 +165,16 @@ class GpuDecoderLayer:
             heads_T.view(num_tokens, -1, spec.head_dim),
             attended_T.view(num_tokens, spec.num_heads, spec.head_dim),
         )
-        self._out.add_to(attended_T, residual_TE)
-        self._mlp.add_to(residual_TE, norm=self._mlp_norm)
+        part_TE = space.part_of(residual_TE)
+        if space.adds_part:
+            self._out.add_to(attended_T, part_TE)
+            space.add_parts(part_TE, residual_TE)
+            self._mlp.add_to(residual_TE, norm=self._mlp_norm)
+        else:
+            self._out(attended_T, part_TE)
+            space.add_parts(part_TE, residual_TE)
+            self._mlp(residual_TE, part_TE, norm=self._mlp_norm)
+        space.add_parts(part_TE, residual_TE)
 
 
 class GpuDecoder:
@@ -151,8 +188,9 @@ class GpuDecoder:
         max_len: int,
         max_num_tokens: int,
         batch_invariant: bool = False,
+        group: Group = ALONE,
     ) -> None:
-        self.spec = spec
+        self.spec, self._group = spec, group
         self._embedding_VE = weights.pop("embedding.weight")
         dtype, device = self._embedding_VE.dtype, self._embedding_VE.device
         ropes: dict[RopeSpec, torch.Tensor] = {
@@ -166,10 +204,12 @@ class GpuDecoder:
             for index, layer in enumerate(spec.layers)
         ]
         self._norm = Norm(weights.pop("norm.weight"), spec.norm_eps)
-        self._head = GpuLinear(
-            weights.pop("head.weight", self._embedding_VE), batch_invariant=batch_invariant
-        )
-        self._space = Workspace(spec, max_num_tokens, dtype, device)
+        head_WE = weights.pop("head.weight", None)
+        if head_WE is None:
+            head_WE = _head_of(self._embedding_VE, group.share)
+        self._head = GpuLinear(head_WE, batch_invariant=batch_invariant)
+        self._head_width = head_WE.shape[0]
+        self._space = Workspace(spec, max_num_tokens, dtype, device, group)
         assert not weights, f"weights that nothing uses: {', '.join(weights)}"
 
     @property
@@ -217,4 +257,16 @@ class GpuDecoder:
 
     def logits(self, hidden_SE: torch.Tensor, out_SV: torch.Tensor) -> None:
         """Write the logits of some hidden states, in the type of `out_SV`."""
-        self._head(hidden_SE, out_SV, norm=self._norm)
+        if self._group.share.size == 1:
+            self._head(hidden_SE, out_SV, norm=self._norm)
+            return
+        own_SW = out_SV.new_empty((hidden_SE.shape[0], self._head_width))
+        self._head(hidden_SE, own_SW, norm=self._norm)
+        self._group.gather(own_SW, out_SV)
+
+
+def _head_of(embedding_VE: torch.Tensor, share: Share) -> torch.Tensor:
+    """Return a rank's part of a head that is the embedding, padded where it has fewer rows."""
+    part_WE = embedding_VE[share.part(embedding_VE.shape[0])]
+    num_missing = share.width(embedding_VE.shape[0]) - part_WE.shape[0]
+    return functional.pad(part_WE, (0, 0, 0, num_missing)) if num_missing else part_WE

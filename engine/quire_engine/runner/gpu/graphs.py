@@ -58,7 +58,8 @@ class StepGraphs:
 
     def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
         launch()  # compiles what is not compiled yet, which a capture may not
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream()):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # Of this thread: NCCL's watchdog may ask the driver for something meanwhile.
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
             launch()
         return graph

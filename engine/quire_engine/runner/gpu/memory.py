@@ -4,7 +4,7 @@ A trial with a small cache runs the largest step and captures two graphs, so tha
 will take is known; the cache gets the rest of the share that was asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,12 +34,14 @@ class MemoryUse:
     rows: int
     """Tables of live sequences, logits and buffers that stay."""
     graphs: int
+    group: int = 0
+    """What it takes to talk to other GPUs."""
 
     @property
     def fixed(self) -> int:
         """All of it, with some slack."""
-        parts = self.others + self.weights + self.activations + self.rows + self.graphs
-        return parts + SLACK_BYTES
+        own = self.weights + self.activations + self.rows + self.graphs + self.group
+        return self.others + own + SLACK_BYTES
 
     def table(self, limits: Limits, cache_bytes: int, utilization: float) -> str:
         """Return one line for each use, then what fits."""
@@ -49,6 +51,7 @@ class MemoryUse:
             ("activations", self.activations),
             ("tables and logits", self.rows),
             ("CUDA graphs", self.graphs),
+            *([("communication", self.group)] if self.group else []),
             ("context and others", self.others),
             ("slack", SLACK_BYTES),
             ("left to others", self.total - self.fixed - cache_bytes),
@@ -64,9 +67,16 @@ class MemoryUse:
 
 
 def cache_limits(
-    config: EngineConfig, spec: ModelSpec, use: MemoryUse, kv_dtype: torch.dtype
+    config: EngineConfig,
+    spec: ModelSpec,
+    use: MemoryUse,
+    kv_dtype: torch.dtype,
+    *,
+    agree: Callable[[int], int],
 ) -> Limits:
     """Size the cache, and settle the limits that the configuration leaves open.
+
+    `agree` returns the least of what the ranks that share the model have room for.
 
     Raises:
         ConfigError: nothing is left for the cache, or a limit is more than it can hold.
@@ -77,7 +87,7 @@ def cache_limits(
     if num_blocks is None:
         share = int(use.total * config.cache.gpu_memory_utilization)
         budget = config.cache.kv_cache_memory_bytes or share - use.fixed
-        num_blocks = budget // per_block
+        num_blocks = agree(budget // per_block)
         if num_blocks < 1:
             raise ConfigError(_no_room(config, use, per_block))
     return Limits(

@@ -1,0 +1,1 @@
+"""The processes that share a model (tensor parallelism), one for each GPU."""
