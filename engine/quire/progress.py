@@ -3,9 +3,11 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from quire_engine.outputs import RequestOutput
+from quire_engine.progress import bar
 
 OnFinished = Callable[[RequestOutput], None]
 
@@ -19,12 +21,12 @@ def progress_bar(num_requests: int, use_tqdm: bool | Callable[..., Any]) -> Iter
     if not use_tqdm or num_requests == 0:
         yield lambda _output: None
         return
-    with _make_bar(use_tqdm)(
+    with (use_tqdm if callable(use_tqdm) else partial(bar, always_ends=True))(
         total=num_requests,
         desc="Processed prompts",
         dynamic_ncols=True,
         postfix=_speeds(0, 0, 1.0),
-    ) as bar:
+    ) as shown:
         started_at = time.monotonic()
         num_in = num_out = 0
 
@@ -33,18 +35,10 @@ def progress_bar(num_requests: int, use_tqdm: bool | Callable[..., Any]) -> Iter
             # The prompt counts once for each completion, as vLLM's bar counts it.
             num_in += len(output.prompt_token_ids) * len(output.outputs)
             num_out += output.metrics.num_generation_tokens
-            bar.postfix = _speeds(num_in, num_out, time.monotonic() - started_at)
-            bar.update(1)
+            shown.postfix = _speeds(num_in, num_out, time.monotonic() - started_at)
+            shown.update(1)
 
         yield on_finished
-
-
-def _make_bar(use_tqdm: bool | Callable[..., Any]) -> Callable[..., Any]:
-    if callable(use_tqdm):
-        return use_tqdm
-    from tqdm.auto import tqdm
-
-    return tqdm
 
 
 def _speeds(num_in: int, num_out: int, seconds: float) -> str:

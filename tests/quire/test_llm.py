@@ -372,13 +372,27 @@ def test_the_progress_bar_counts_requests_and_tokens_per_second(make_parts: Make
     assert "0.00" not in bar.postfix
 
 
-def test_tqdm_shows_the_progress_by_default(
+def test_the_end_is_told_in_one_line_where_there_is_no_terminal(
     make_parts: MakeParts, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_parts().llm.generate(["a", "b"])
 
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Processed prompts: 100% (2/2), ")
+    assert captured.err.endswith(" toks/s\n")
+    assert captured.err.count("\n") == 1
+
+
+def test_tqdm_shows_the_progress_on_a_terminal(
+    make_parts: MakeParts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+
+    make_parts().llm.generate(["a", "b"])
+
     shown = capsys.readouterr().err
-    assert "Processed prompts: 100%" in shown
+    assert "Processed prompts: 100%|" in shown
     assert "toks/s" in shown
 
 
@@ -456,6 +470,7 @@ def test_an_option_of_the_wrong_type_or_range_is_refused(
 
 def test_importing_the_names_loads_neither_torch_nor_server_packages() -> None:
     absent = ["torch", "msgspec", "zmq", "gguf", "grpc", "grpc_health", "orjson", "fastapi"]
+    absent += ["rich", "aiohttp", "opentelemetry"]
     program = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({absent!r}))\n"  # importing any of them fails

@@ -1,20 +1,18 @@
-"""A progress bar on the terminal, nothing elsewhere."""
+"""The progress of a measurement."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from quire_engine.progress import bar
 
 
 @contextmanager
 def progress(what: str, total: int, *, is_shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Give a function that moves the bar by one."""
-    if not (is_shown and sys.stderr.isatty()):
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    """Give a function that says that one more of them is done."""
+    shown = bar(total=total, desc=what, unit=f" {what}", leave=False, disable=not is_shown)
+    with shown:
 
-    columns = (what, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        def advance() -> None:
+            shown.update(1)
+
+        yield advance

@@ -5,6 +5,7 @@ import asyncio
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from quire_engine.flags import (
     arguments_from,
     option_names,
 )
+from quire_engine.progress import VARIABLE as PROGRESS_VARIABLE
 from quire_engine.server.config import LOG_LEVELS, ServerConfig
 
 PLACED_BY_SERVE = ("host", "port", "uds", "metrics_port", "replicas")
@@ -175,12 +177,14 @@ async def supervise(deployment: Deployment, api_key: str, grace_s: float) -> int
 
 
 def _engine(deployment: Deployment, number: int, probe: RouterProbe) -> ChildSpec:
+    # The engine's own output is a pipe; what it draws there is relayed.
+    progress = {PROGRESS_VARIABLE: "bar"} if sys.stdout.isatty() else {}
     return ChildSpec(
         name="engine" if deployment.num_replicas == 1 else f"engine {number}",
         command=deployment.engine_command(number),
         is_ready=lambda: probe.is_up(deployment.target(number)),
         before_start=lambda: deployment.socket(number).unlink(missing_ok=True),
-        environment=deployment.engine_environment(os.environ),
+        environment=deployment.engine_environment(os.environ) | progress,
     )
 
 

@@ -9,12 +9,12 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import dequantize
-from tqdm.auto import tqdm
 
 from quire_engine.errors import ConfigError
 from quire_engine.model.families import FAMILIES
 from quire_engine.model.gguf_metadata import TensorEntry, read_metadata
 from quire_engine.model.spec import ModelSpec
+from quire_engine.progress import bar
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -50,7 +50,9 @@ def read_gguf(
     except (ConfigError, OSError) as error:
         raise ConfigError(f"cannot read the weights {path}: {error}") from error
     permutes = FAMILIES[spec.architecture].gguf_permutes_qk
-    progress = tqdm(tensors.items(), desc="Loading GGUF", unit="tensor", disable=not shows_progress)
+    progress = bar(
+        tensors.items(), desc="Loading GGUF", unit=" tensors", disable=not shows_progress
+    )
     for name, entry in progress:
         values = _dequantize(name, entry)
         if permutes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from quire_engine.errors import ConfigError
 from quire_engine.model.gguf_metadata import is_first_shard, shard_names
+from quire_engine.progress import DownloadProgress, has_bars
 
 _TIMEOUT_S = 20.0
 TEXT_FILES = ("*.json", "*.jinja", "*.txt")
@@ -33,7 +34,7 @@ class Hub:
     def download(self, name: str, *, with_weights: bool) -> Path:
         """Return the folder, or the GGUF file, of the model `owner/repo` or `owner/repo:file.gguf`.
 
-        Shows progress bars. Offline, or when nothing changed, it comes from the cache.
+        Shows progress. Offline, or when nothing changed, it comes from the cache.
 
         Raises:
             ConfigError: the name is wrong, access is denied, or the hub cannot be reached.
@@ -66,6 +67,8 @@ class Hub:
     ) -> Path:
         import huggingface_hub as hub
 
+        # Theirs is shown on terminals alone.
+        progress: Any = None if has_bars() else DownloadProgress
         try:
             path = hub.snapshot_download(
                 repo,
@@ -76,6 +79,7 @@ class Hub:
                 allow_patterns=None if patterns is None else list(patterns),
                 ignore_patterns=list(never),
                 local_files_only=patterns is None,
+                tqdm_class=progress,
             )
         except hub.errors.LocalEntryNotFoundError as error:
             # The cache holds what was asked for then, not the whole repository.

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from quire_engine.model.quantization import Scales
 from quire_engine.model.safetensors_file import SafetensorsFile, StoredTensor, bytes_of
 from quire_engine.model.weight_places import Place, WeightPlaces
+from quire_engine.progress import bar
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Part:
 class PartQueue:
     """Parts that nobody has begun to read."""
 
-    def __init__(self, parts: Sequence[Part], progress: "tqdm[Any]") -> None:
+    def __init__(self, parts: Sequence[Part], progress: Any) -> None:
         self._parts, self._progress = deque(parts), progress
         self._lock = threading.Lock()
 
@@ -170,7 +170,7 @@ def read_safetensors(
         largest = max((part.num_bytes for part in parts), default=0)
         lanes = [Lane(device or torch.device("cpu"), largest) for _ in range(num_threads())]
         progress = stack.enter_context(
-            tqdm(
+            bar(
                 total=num_bytes,
                 desc="Loading safetensors",
                 unit="B",

@@ -1,8 +1,10 @@
 """Steps before the first request: to measure memory, and so that no request pays for a compile."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from quire_engine.kernels.gpu.tables import shipped_table
+from quire_engine.progress import bar
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.plan import AdmittedSequence, StepPlan
 from quire_engine.sampling_params import SamplingParams
@@ -67,23 +69,35 @@ class TrialSteps:
         self._runner.launch(plan).wait()
 
 
-def run_all_variants(runner: GpuRunner, *, block_size: int) -> None:
-    """Run every kind of step once."""
+def run_all_variants(runner: GpuRunner, *, block_size: int, shows_progress: bool = True) -> None:
+    """Run every kind of step once. The first time on a machine, most of them compile something."""
     steps = TrialSteps(runner, block_size=block_size)
+    variants = bar(
+        list(_variants(runner, steps)),
+        desc="Warming up",
+        unit=" steps",
+        leave=False,
+        disable=not shows_progress,
+    )
+    for run in variants:
+        run()
+
+
+def _variants(runner: GpuRunner, steps: TrialSteps) -> Iterator[Callable[[], None]]:
     most = min(steps.max_num_tokens, runner.max_model_len - 2)
     row_counts = shipped_table().row_counts()
     for num_tokens in sorted({*CHUNK_TOKENS, *row_counts}):
         if num_tokens <= most:
-            steps.prefill([num_tokens])
+            yield partial(steps.prefill, [num_tokens])
     most_slots = min(runner.step.max_num_slots, steps.max_num_tokens // 3)
     batches = {*row_counts, *runner.attention.batches(most_slots), most_slots}
     for num_slots in sorted(size for size in batches if size <= most_slots):
-        steps.decode(GREEDY, num_slots=num_slots)
+        yield partial(steps.decode, GREEDY, num_slots=num_slots)
     for params in (RANDOM, FULL):
         for num_slots in sorted({1, 2, 16, most_slots}):
             if num_slots <= most_slots:
-                steps.decode(params, num_slots=num_slots)
-    steps.largest()
+                yield partial(steps.decode, params, num_slots=num_slots)
+    yield steps.largest
 
 
 def _sequence(
