@@ -8,6 +8,7 @@ from quire_engine.model.families import read_spec
 from quire_engine.model.weights import parameters
 from quire_engine.runner.gpu.roofline import (
     bytes_read,
+    has_8_bit_linears,
     make_roofline,
     measure_ceilings,
     num_layer_parameters,
@@ -90,6 +91,13 @@ def test_a_device_of_unknown_kind_has_no_arithmetic_peak() -> None:
     )
 
     assert roofline.shares(CoreStats(prefill_tokens_per_s=1e4)) == {}
+
+
+def test_linears_in_8_bits_are_told_from_their_weights() -> None:
+    weight = torch.zeros(4, 4)
+    weights = {"layers.0.qkv.weight": weight, "norm.weight": weight[0]}
+    assert not has_8_bit_linears(weights)
+    assert has_8_bit_linears(weights | {"layers.0.out.weight": weight.to(torch.float8_e4m3fn)})
 
 
 @pytest.mark.parametrize("is_tied", [False, True])

@@ -144,6 +144,11 @@ def bytes_read(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> int:
     )
 
 
+def has_8_bit_linears(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Tell whether weights are multiplied as 8-bit numbers."""
+    return any(tensor.dtype.itemsize == 1 for tensor in weights.values())
+
+
 def num_layer_parameters(spec: ModelSpec) -> int:
     """Return the parameters that each token of a prompt is multiplied with."""
     return sum(
