@@ -15,7 +15,7 @@ from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes
 from quire_engine.runner.gpu.memory import MemoryUse, cache_limits, measure_peak, used_bytes
 from quire_engine.runner.gpu.parts import GpuParts
-from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
+from quire_engine.runner.gpu.roofline import bytes_read, has_8_bit_linears, make_roofline
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.gpu.warm_up import TrialSteps, run_all_variants
 from quire_engine.runner.group.group import ALONE, Group
@@ -64,7 +64,7 @@ class GpuBuilder:
 
     def _build(self, weights: Weights, phases: Phases) -> GpuRunner:
         config, dtype = self._config, weights["embedding.weight"].dtype
-        step_bytes = bytes_read(self._spec, weights)
+        step_bytes, is_8_bit = bytes_read(self._spec, weights), has_8_bit_linears(weights)
         kv_dtype = KV_DTYPES.get(config.cache.kv_cache_dtype, dtype)
         decoder = GpuDecoder(
             self._spec,
@@ -90,6 +90,7 @@ class GpuBuilder:
             weight_bytes=step_bytes,
             block_bytes=cache.memory.nbytes // limits.num_blocks,
             device=torch.cuda.get_device_properties(self._device),
+            is_8_bit=is_8_bit,
         )
         runner.compiles = CompileCounter()
         logger.info(
