@@ -44,6 +44,8 @@ class RuntimeConfig:
     """Deployments worked on at a time."""
     settle_s: float = 0.5
     """Seconds to collect changes of status before looking at a deployment."""
+    progress_s: float = 15.0
+    """Seconds between two reports on a deployment that only tell of progress."""
     resync_s: float = 600.0
     """Seconds between looks at every deployment, changed or not."""
     watch_nodes: bool = True
@@ -66,6 +68,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         _at_least("num-workers", self.num_workers, 1)
         _at_least("settle-s", self.settle_s, 0)
+        _at_least("progress-s", self.progress_s, 0)
         _at_least("resync-s", self.resync_s, 10)
         _at_least("stuck-s", self.stuck_s, 120)
         _at_least("shutdown-s", self.shutdown_s, 0)

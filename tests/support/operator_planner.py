@@ -29,12 +29,12 @@ def plan_small(deployment: Manifest, observed: Observed, settings: OperatorSetti
     )
     status = _status(deployment, observed)
     before = (deployment.get("status") or {}).get("phase")
-    events = (
+    news = (
         (Event("Normal", status["phase"], f"phase is {status['phase']}"),)
         if before != status["phase"]
         else ()
     )
-    return Plan(objects=objects, deletions=deletions, status=status, events=events)
+    return Plan(objects=objects, deletions=deletions, status=status, news=news)
 
 
 def key_of(manifest: Manifest) -> ObjectKey:

@@ -1,6 +1,5 @@
 """The operator as a process of its own, as a pod runs it."""
 
-import os
 import re
 import signal
 import socket
@@ -70,11 +69,6 @@ class OperatorProcess:
             assert self._process.poll() is None, "the operator ended"
             assert time.monotonic() < deadline, f"not ready: {self.health('readyz')}"
             time.sleep(0.2)
-
-    def cpu_s(self) -> float:
-        """Return the CPU time used so far."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit status."""

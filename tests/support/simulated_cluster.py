@@ -150,6 +150,7 @@ class SimulatedCluster:
             any(map(self._is_new, made.objects))
             or made.deletions
             or made.events
+            or made.news
             or made.status != self.deployment.get("status")
         )
 

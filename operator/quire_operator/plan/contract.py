@@ -1,7 +1,7 @@
 """What goes into a plan and what comes out.
 
 The runtime gathers an `Observed`, calls `plan()`, and carries the `Plan` out: objects in order by
-server-side apply, then deletions, then one write of status if it differs, then events.
+server-side apply, then deletions, then one write of status if it differs, and its news.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,5 +91,8 @@ class Plan:
     status: Manifest
     """The whole status. Equal to the live one in a steady state: then it need not be written."""
     events: tuple[Event, ...] = ()
+    """What is created, changed and deleted."""
+    news: tuple[Event, ...] = ()
+    """What the status tells that the live one does not: to post when it is written, not before."""
     requeue_after_s: float | None = None
     """When to look again if nothing happens, for what only time changes; None: no need."""

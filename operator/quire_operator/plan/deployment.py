@@ -97,13 +97,14 @@ def _plan(ctx: Context) -> Plan:
         download=download,
     )
     if _is_paused(ctx):
-        return Plan(status=status, events=tuple(news))
+        return Plan(status=status, news=tuple(news))
     changes = child_events(children.objects, deletions, ctx.observed.children)
     return Plan(
         objects=children.objects,
         deletions=tuple(deletions),
         status=status,
-        events=(*changes, *news),
+        events=tuple(changes),
+        news=tuple(news),
         requeue_after_s=_requeue_after_s(ctx, replicas, deadline_in_s),
     )
 
@@ -155,7 +156,7 @@ def _refusal(deployment: Manifest, problem: Problem, observed: Observed) -> Plan
     merged = merge_conditions(conditions, previous, generation=generation, now=observed.now)
     return Plan(
         status=refused_status(status, merged, generation),
-        events=tuple(condition_events(conditions[1:], previous)),
+        news=tuple(condition_events(conditions[1:], previous)),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from quire_operator.api import Condition
-from quire_operator.api.conditions import NEGATIVE, PROGRESSING, TRUE, UNKNOWN
+from quire_operator.api.conditions import NEGATIVE, PROGRESSING, READY, TRUE, UNKNOWN
 from quire_operator.plan.contract import Deletion, Event, Manifest, ObjectKey, object_key
 from quire_operator.plan.labels import SPEC_HASH_ANNOTATION
 
@@ -17,13 +17,18 @@ def condition_events(
 ) -> list[Event]:
     """Return one event for each condition whose status changed; rollouts also tell their stages.
 
-    At first sight only bad news are news.
+    At first sight only bad news are news. Ready sums up the others: it speaks for all that went
+    well, and is silent where it only repeats what is wrong.
     """
     before = {entry.get("type"): entry for entry in previous}
+    news = [item for item in conditions if _is_news(item, before.get(item.type))]
+    if any(item.type == READY and item.is_good for item in news):
+        news = [item for item in news if item.type == READY or not item.is_good]
+    causes = {item.message for item in news if item.type != READY}
     return [
-        Event("Normal" if condition.is_good else "Warning", condition.reason, _text(condition))
-        for condition in conditions
-        if _is_news(condition, before.get(condition.type))
+        Event("Normal" if item.is_good else "Warning", item.reason, _text(item))
+        for item in news
+        if item.type != READY or item.message not in causes
     ]
 
 

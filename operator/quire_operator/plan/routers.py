@@ -156,7 +156,7 @@ def _container(ctx: Context) -> Json:
         "securityContext": container_security(is_read_only=True),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
-        "startupProbe": _check("/health") | {"periodSeconds": 1, "failureThreshold": 60},
+        "startupProbe": _check("/health") | {"periodSeconds": 1, "failureThreshold": 300},
         # Ready means that it has read the endpoints, not that there are any: without engines it
         # answers 503, or holds requests until one is up, which no closed port can do.
         "readinessProbe": _check("/readyz") | {"periodSeconds": 5, "failureThreshold": 2},

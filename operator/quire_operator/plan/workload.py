@@ -93,8 +93,9 @@ def router_condition(ctx: Context) -> Condition:
         return Condition(ROUTER_READY, FALSE, "Suspended", "spec.suspend is true")
     wanted, num_ready = ctx.spec.router.replicas, ready_routers(ctx)
     counts = f"{num_ready} of {wanted} router pods are ready"
-    # One of two is enough to serve: the other may be on a node that is being drained.
-    if num_ready and num_ready >= wanted - 1:
+    # Once all were up, one less is enough to serve: its node may be drained at the moment.
+    needed = wanted - 1 if _was_true(ctx, ROUTER_READY) else wanted
+    if num_ready and num_ready >= needed:
         return Condition(ROUTER_READY, TRUE, "Ready", counts)
     pods = read_pods(ctx.observed.pods, ROUTER)
     troubles = [f"{pod.name}: {text}" for pod in pods if (text := pod.failing or pod.unschedulable)]
@@ -138,6 +139,11 @@ def _is_lost(ctx: Context, replica: Replica, replicas: Replicas) -> bool:
 def _was_ready(ctx: Context) -> bool:
     """Tell whether as many replicas as are wanted have been ready before."""
     return int(ctx.status.get("readyReplicas") or 0) >= ctx.num_replicas
+
+
+def _was_true(ctx: Context, type_: str) -> bool:
+    conditions = ctx.status.get("conditions") or ()
+    return any(entry.get("type") == type_ and entry.get("status") == TRUE for entry in conditions)
 
 
 def _troubles(replicas: Replicas) -> list[str]:

@@ -149,6 +149,7 @@ class Process:
             apis=self._apis,
             now=_now,
             planner=planner,
+            progress_s=self.config.progress_s,
         )
 
     def _lock(self) -> LeaseLock | None:

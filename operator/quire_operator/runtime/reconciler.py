@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 Planner = Callable[[Manifest, Observed, OperatorSettings], Plan]
 
-_PROGRESS_S = 5.0
-"""Least time between two reports that only tell of progress."""
 _FIRST_LOOK_S = 1.0
 """When to look after the first writes, if nothing else has one look before."""
 _ABSENT_RECHECK_S = 10.0
@@ -65,6 +63,7 @@ class Reconciler:
         apis: Callable[[], ServerApis],
         now: Callable[[], datetime],
         planner: Planner = plan,
+        progress_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
@@ -77,10 +76,10 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
+        self._progress_s = progress_s
         self._clock = clock
         self._early: dict[DeploymentKey, int] = {}
         self._reported_at: dict[DeploymentKey, float] = {}
-        self._told: dict[DeploymentKey, frozenset[Event]] = {}
         self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
     async def reconcile(self, key: DeploymentKey) -> Result:
@@ -92,7 +91,7 @@ class Reconciler:
         deployment = self._store.deployments.get(key)
         if deployment is None:
             self._applier.forget(self._store.children(key))
-            for memory in (self._named, self._early, self._told, self._reported_at):
+            for memory in (self._named, self._early, self._reported_at):
                 memory.pop(key, None)
             return Result()
         if deployment["metadata"].get("deletionTimestamp"):
@@ -110,12 +109,13 @@ class Reconciler:
         outcome = await self._applier.apply(deployment, wanted.objects, observed.children)
         if not outcome.errors:
             outcome.num_writes += await self._applier.delete(wanted.deletions)
+        self._tell(deployment, wanted.events)
+        self._log(key, outcome)
         status = with_apply_errors(wanted.status, deployment, outcome.errors, observed.now)
         wait_s = self._wait_before_report(key, deployment, status, outcome)
         if wait_s is None:
             await self._report(key, deployment, status)
-        self._tell(key, deployment, wanted.events, is_postponed=wait_s is not None)
-        self._log(key, outcome)
+            self._tell(deployment, wanted.news)
         delays = [wait_s, wanted.requeue_after_s]
         if not all(observed.referenced.values()):
             delays.append(_ABSENT_RECHECK_S)
@@ -157,26 +157,14 @@ class Reconciler:
             is_first = self._early.get(key) != generation
             self._early[key] = generation
             return _FIRST_LOOK_S if is_first and outcome.num_writes and not outcome.errors else None
-        since_s = self._clock() - self._reported_at.get(key, -_PROGRESS_S)
-        if since_s >= _PROGRESS_S or is_news(live, status) or not status_patch(live, status):
+        since_s = self._clock() - self._reported_at.get(key, -self._progress_s)
+        if since_s >= self._progress_s or is_news(live, status) or not status_patch(live, status):
             return None
-        return _PROGRESS_S - since_s
+        return self._progress_s - since_s
 
-    def _tell(
-        self,
-        key: DeploymentKey,
-        deployment: Manifest,
-        events: tuple[Event, ...],
-        *,
-        is_postponed: bool,
-    ) -> None:
-        """Post events; those of a report that was put off come again with it, and are not news."""
-        told = self._told.pop(key, frozenset())
+    def _tell(self, deployment: Manifest, events: tuple[Event, ...]) -> None:
         for event in events:
-            if event not in told:
-                self._recorder.post(deployment, event)
-        if is_postponed:
-            self._told[key] = told.union(events)
+            self._recorder.post(deployment, event)
 
     async def _report(self, key: DeploymentKey, deployment: Manifest, status: Manifest) -> None:
         patch = status_patch(deployment.get("status") or {}, status)

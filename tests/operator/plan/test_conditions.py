@@ -42,7 +42,7 @@ def test_a_refused_spec_leaves_what_runs_and_says_what_to_correct() -> None:
     assert verdict(made, "Ready") == ("False", "SpecInvalid")
     assert verdict(made, "WorkloadAvailable") == ("True", "MinimumReplicasAvailable")
     assert made.status["readyReplicas"] == 1
-    assert [event.reason for event in made.events] == ["UnsupportedSource"]
+    assert [event.reason for event in made.news] == ["UnsupportedSource"]
 
 
 def test_a_corrected_spec_is_accepted_again() -> None:
@@ -286,20 +286,39 @@ def test_stated_sizes_win_over_the_name() -> None:
 def test_a_first_look_has_no_news_but_what_was_made() -> None:
     made = SimulatedCluster(make_deployment()).plan()
 
-    assert [event.reason for event in made.events] == ["Created"]
+    assert [event.reason for event in (*made.events, *made.news)] == ["Created"]
     assert "StatefulSet demo-engine" in made.events[0].message
 
 
-def test_becoming_ready_is_told_once() -> None:
+def test_becoming_ready_is_told_once_and_speaks_for_all_that_went_well() -> None:
     cluster = SimulatedCluster(make_deployment())
     seen = []
     for _ in range(6):
-        seen += [(event.type, event.reason) for event in cluster.reconcile().events]
+        seen += [(event.type, event.reason) for event in cluster.reconcile().news]
         cluster.run_controllers()
         cluster.make_ready()
 
-    assert seen.count(("Normal", "Ready")) == 2  # of the deployment, and of its router
-    assert not [reason for type_, reason in seen if type_ == "Warning"]
+    assert seen == [("Normal", "Ready")]
+
+
+def test_what_keeps_a_deployment_from_being_ready_is_told_once() -> None:
+    made = SimulatedCluster(make_deployment(), nodes=(make_node("a", gpus=0),)).plan()
+
+    assert [(event.type, event.reason) for event in made.news] == [("Warning", "NotEnoughFreeGPUs")]
+
+
+def test_routers_must_all_come_up_once_and_may_lose_one_later() -> None:
+    cluster = SimulatedCluster(make_deployment(router={"replicas": 2}))
+    seen = []
+    for num_ready in (1, 1, 2, 1):
+        cluster.reconcile()
+        cluster.run_controllers()
+        cluster.make_ready()
+        cluster.child("Deployment", "demo-router")["status"] = {"readyReplicas": num_ready}
+        seen.append(verdict(cluster.plan(), "Ready"))
+
+    not_yet = ("False", "RouterNotReady")
+    assert seen == [not_yet, not_yet, ("True", "Ready"), ("True", "Ready")]
 
 
 def test_every_reason_that_a_plan_gives_is_listed() -> None:

@@ -183,7 +183,7 @@ def test_a_rollout_without_progress_is_reported_after_the_deadline() -> None:
     assert condition(early, "Progressing")["reason"] == "NewRevision"
     assert early.requeue_after_s == pytest.approx(601, abs=2)
     assert condition(late, "Progressing")["reason"] == "ProgressDeadlineExceeded"
-    assert [event.reason for event in late.events] == ["ProgressDeadlineExceeded"]
+    assert [event.reason for event in late.news] == ["ProgressDeadlineExceeded"]
     assert cluster.deployment["status"]["phase"] == "Updating"
     assert late.status["phase"] == "Degraded"
 

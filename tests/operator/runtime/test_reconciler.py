@@ -150,7 +150,7 @@ async def test_progress_is_told_in_steps_and_readiness_at_once() -> None:
         is_ready = ready == 2
         assert kube.writes == (["STATUS LLMDeployment/llm"] if is_ready else [])
         assert (result.requeue_after_s is None) == (is_ready or ready == 0)
-    operator.time += 10.0
+    operator.time += 20.0
     await operator.look()
     assert len(kube.writes) == 1
 
@@ -165,18 +165,19 @@ async def test_progress_is_told_when_enough_time_went_by() -> None:
     kube.seed(SETS, live | {"status": status})
 
     result = await operator.look()
-    assert (kube.writes, result.requeue_after_s) == ([], 5.0)
-    operator.time += 5.0
+    assert (kube.writes, result.requeue_after_s) == ([], 15.0)
+    operator.time += 15.0
     await operator.look()
     assert kube.writes == ["STATUS LLMDeployment/llm"]
 
 
-async def test_events_of_a_report_that_was_put_off_are_posted_once() -> None:
+async def test_news_are_posted_with_their_report_and_not_before() -> None:
     kube = cluster()
     operator = Operator(kube)
 
-    await operator.reconcile()
-
+    await operator.look()
+    assert operator.recorder.num_pending == 0
+    await operator.look()
     assert operator.recorder.num_pending == 1
 
 
