@@ -12,10 +12,13 @@ from local_cluster.addresses import (
     SERVICE_RANGE,
     SIMULATED_POD_RANGE,
 )
+from local_cluster.gpu_nodes import NODE_STAGE
 from local_cluster.identity import Identities
 from local_cluster.tools import Tools
 
 ETCD = "http://127.0.0.1:2379"
+GO_ENVIRONMENT = {"GOGC": "400", "GOMEMLIMIT": "1500MiB"}
+"""Memory for time, of which tests on two cores have less: garbage is collected less often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,15 @@ class ControlPlane:
         return [str(self.tools.coredns), "-conf", str(path)]
 
     def _kwok(self) -> list[str]:
+        path = self.folder / "kwok.json"
+        path.write_text(json.dumps(NODE_STAGE))  # JSON is YAML
         return [
             *(str(self.tools.kwok), f"--kubeconfig={self.identities.kubeconfig('admin')}"),
+            f"--config={path}",
             "--manage-all-nodes=false",
             "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-            # Without a Lease that is renewed, the node controller finds a node lost in a minute.
-            "--node-lease-duration-seconds=20",
+            # As kubelets do it. Without a Lease the node controller finds nodes lost in a minute.
+            "--node-lease-duration-seconds=40",
             *(f"--cidr={SIMULATED_POD_RANGE}", f"--node-ip={CONTROL_IP}"),
         ]
 

@@ -25,7 +25,7 @@ from shutil import rmtree
 from local_cluster import cgroups, network
 from local_cluster.addresses import API_URL, CONTROL_IP, node_name
 from local_cluster.archive import write_image_archive
-from local_cluster.control_plane import ControlPlane, base_objects
+from local_cluster.control_plane import GO_ENVIRONMENT, ControlPlane, base_objects
 from local_cluster.errors import ClusterError
 from local_cluster.identity import Identities, create_identities, read_token
 from local_cluster.node import PAUSE_IMAGE, Node
@@ -92,7 +92,7 @@ class Daemon:
 
     def start_component(self, name: str) -> None:
         """Start one component of the control plane."""
-        self._processes.start(name, self._commands[name])
+        self._processes.start(name, self._commands[name], environment=GO_ENVIRONMENT)
 
     def stop_api_server(self) -> None:
         """Kill the API server, and with it what cannot lead without it."""

@@ -13,6 +13,42 @@ GPU_TAINT: Mapping[str, str] = {
     "effect": "NoSchedule",
 }
 
+NODE_STAGE: Mapping[str, Any] = {
+    "apiVersion": "kwok.x-k8s.io/v1alpha1",
+    "kind": "Stage",
+    "metadata": {"name": "node-ready"},
+    "spec": {
+        "resourceRef": {"apiGroup": "v1", "kind": "Node"},
+        "selector": {
+            "matchExpressions": [
+                {
+                    "key": '.status.conditions.[] | select( .type == "Ready" ) | .status',
+                    "operator": "NotIn",
+                    "values": ["True"],
+                }
+            ]
+        },
+        "next": {
+            "statusTemplate": """
+phase: Running
+addresses: [{type: InternalIP, address: {{ NodeIP | Quote }}}]
+nodeInfo: {architecture: amd64, operatingSystem: linux, kubeletVersion: kwok}
+conditions:
+{{ range NodeConditions }}
+- type: {{ .type | Quote }}
+  status: {{ .status | Quote }}
+  reason: {{ .reason | Quote }}
+  message: {{ .message | Quote }}
+  lastHeartbeatTime: {{ Now | Quote }}
+  lastTransitionTime: {{ Now | Quote }}
+{{ end }}
+"""
+        },
+    },
+}
+"""How a node becomes Ready. Where there are Leases, KWOK's own stages go on to write every node's
+status twice a minute, which kubelets leave to the Lease."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuModel:
