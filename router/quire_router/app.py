@@ -1,7 +1,7 @@
 """The router's ASGI application: FastAPI for everything that is not hot, the gateway around it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import orjson
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from quire_engine.rpc.collector import NO_ENVIRONMENT
 from quire_router.auth import Authenticator
 from quire_router.chat import ChatHandler
 from quire_router.completions import CompletionHandler
@@ -24,7 +25,7 @@ from quire_router.errors import (
     NotSupportedError,
 )
 from quire_router.exchange import Receive, Scope, Send, error_headers
-from quire_router.gateway import Application, Gateway
+from quire_router.gateway import Application, Gateway, with_request_id
 from quire_router.generation import Dispatcher
 from quire_router.http_metrics import HttpMetrics, SloTargets
 from quire_router.lifecycle import Lifecycle
@@ -33,6 +34,7 @@ from quire_router.prompts import PromptRenderer
 from quire_router.routes import ROUTES, build_routes, own_version
 from quire_router.service import Service
 from quire_router.tokenization import Tokenization
+from quire_router.tracing import check_tracing, make_tracer
 
 # Routes of OpenAI's and vLLM's that a client may try here.
 NOT_SERVED = (
@@ -53,12 +55,19 @@ class RouterApp:
         registry: CollectorRegistry,
         *,
         api_keys: tuple[str, ...] = (),
+        environment: Mapping[str, str] = NO_ENVIRONMENT,
     ) -> None:
         """`registry` holds the metrics of both sides; `api_keys` empty lets everybody in.
 
+        `environment` may say how to send traces.
+
         Raises:
-            ConfigError: the chat template of the configuration cannot be used.
+            ConfigError: the chat template of the configuration cannot be used, or traces cannot
+                be sent.
         """
+        check_tracing(config)
+        self._config = config
+        self._environment = environment
         service = self._service = _service(config, dispatcher, registry)
         self._gateway = Gateway(
             _fastapi(service, registry),
@@ -71,6 +80,7 @@ class RouterApp:
             metrics=service.metrics,
             lifecycle=service.lifecycle,
             max_body_bytes=config.max_body_bytes,
+            logs_access=config.access_log,
         )
         self._application: Application = self._gateway
         if config.allowed_origins:
@@ -83,6 +93,8 @@ class RouterApp:
     async def running(self) -> AsyncIterator[None]:
         """Have replicas looked for, and everything closed in the end. Around all requests."""
         service = self._service
+        # Not before: a thread comes with it, which does not outlive a fork.
+        tracer = self._gateway.tracer = make_tracer(self._config, self._environment)
         await service.dispatcher.start()
         lag = asyncio.create_task(service.metrics.watch_loop_lag())
         try:
@@ -91,6 +103,7 @@ class RouterApp:
             lag.cancel()
             await service.dispatcher.close()
             service.tokenization.close()
+            await asyncio.to_thread(tracer.close)
 
     @property
     def is_ready(self) -> bool:
@@ -149,7 +162,7 @@ def _with_cors(application: Application, origins: tuple[str, ...]) -> Applicatio
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after"],
     )
-    return cors
+    return with_request_id(cors)
 
 
 async def _render(request: Request, error: Exception) -> Response:

@@ -9,6 +9,7 @@ from quire_router.failure import ENGINE_FAULTS, Verdict, verdict
 from quire_router.load import Sent
 from quire_router.replica import Replica
 from quire_router.stream import GenerationStream
+from quire_router.traces import NO_ATTEMPT
 
 OnFailure = Callable[["Attempt", Verdict, pb.Error], None]
 
@@ -30,6 +31,7 @@ class Attempt:
         self._on_failure = on_failure
         self._load = replica.load
         self._alias = 0
+        self._trace = NO_ATTEMPT
 
     def send(self, *, num_cached: int) -> None:
         """Send the request, of whose prompt so many tokens are expected to be cached."""
@@ -44,6 +46,7 @@ class Attempt:
         replica.counts.num_prompt_tokens += num_tokens
         replica.counts.num_expected_cached_tokens += num_cached
         self._load.sent(id(self), Sent(num_uncached, num_blocks, time.monotonic()))
+        self._trace = stream.trace.sent(self._decision, stream.request)
         self._alias = replica.submit(stream.request, self)
 
     def cancel(self) -> None:
@@ -52,6 +55,7 @@ class Attempt:
         self.replica.breaker.ended()
         self._load.ended(id(self))
         self._decision.cancelled()
+        self._trace.cancelled()
         self.replica.counts.num_cancelled += 1
 
     def evict(self, reason: str) -> None:
@@ -64,6 +68,7 @@ class Attempt:
         if is_last and _is_aborted(response):
             self.on_error(pb.Error(code=14, message="the engine aborted the request"))
             return
+        self._trace.responded(response)
         if not self.is_started:
             self._start(response, is_last=is_last)
         if is_last:
@@ -100,6 +105,7 @@ class Attempt:
         self._load.ended(id(self))
         self.replica.counts.failed(meaning)
         self._decision.failed(meaning)
+        self._trace.failed(meaning.value, error.code)
         self._on_failure(self, meaning, error)
 
 

@@ -6,6 +6,8 @@ Each field is also a flag of `quire router`; names are vLLM's where it has one.
 from dataclasses import dataclass
 from typing import Any
 
+from quire_engine.rpc.collector import TRACES_PROTOCOLS, TracingError, parse_collector
+from quire_engine.rpc.logs import LOG_FORMATS
 from quire_router.errors import ConfigError
 from quire_router.options import option
 from quire_router.pool_config import PoolConfig
@@ -63,7 +65,18 @@ class RouterConfig(PoolConfig):
     tokenizer_threads: int = option(2, "threads that tokenize")
     tokenizer_cache_bytes: int = option(64 * 2**20, "size of the cache of tokenized texts; 0: none")
     log_level: str = option("info", "what is logged", choices=LOG_LEVELS)
-    access_log: bool = option(False, "log every HTTP request (never its content)")
+    log_format: str = option("text", "form of log lines", choices=LOG_FORMATS)
+    access_log: bool = option(
+        False, "log every HTTP request: id, route, status, duration (never its content)"
+    )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "OpenTelemetry collector to send traces to, such as http://collector:4318 or "
+        "grpc://collector:4317; default: none",
+    )
+    otlp_traces_protocol: str = option(
+        "auto", "how to send them; auto: as the URL says", choices=TRACES_PROTOCOLS
+    )
 
     def __post_init__(self) -> None:
         # super() needs the class cell, which slots=True would leave pointing at the wrong class.
@@ -79,10 +92,21 @@ class RouterConfig(PoolConfig):
             target = getattr(self, name)
             if target is not None and target <= 0:
                 raise ConfigError(f"{name} must be more than 0, not {target}")
-        if self.log_level not in LOG_LEVELS:
-            raise ConfigError(
-                f"log_level must be one of {', '.join(LOG_LEVELS)}; not {self.log_level!r}"
-            )
+        for name, choices in (("log_level", LOG_LEVELS), ("log_format", LOG_FORMATS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(choices)}; not {getattr(self, name)!r}"
+                )
+        _check_collector(self.otlp_traces_endpoint, self.otlp_traces_protocol)
+
+
+def _check_collector(url: str | None, protocol: str) -> None:
+    if url is None:
+        return
+    try:
+        parse_collector(url, protocol)
+    except TracingError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _check_range(name: str, value: float, low: float, high: float | None) -> None:

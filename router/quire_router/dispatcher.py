@@ -15,6 +15,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry
 
 from quire_engine.rpc import engine_pb2 as pb
+from quire_engine.rpc.logs import request_fields
 from quire_router.attempt import Attempt
 from quire_router.candidates import snapshot
 from quire_router.decisions import Decision, DecisionLog
@@ -31,6 +32,7 @@ from quire_router.replica import Replica, ReplicaState, is_ready
 from quire_router.replica_view import ReplicaView
 from quire_router.reporting import Reporter
 from quire_router.stream import GenerationStream
+from quire_router.traces import NO_GENERATION, GenerationTrace
 from quire_router.workers.publisher import Publisher
 from quire_router.workers.share import WorkerShare
 
@@ -136,12 +138,16 @@ class PoolDispatcher:
         return self._served.tokenizer
 
     def generate(
-        self, request: pb.GenerateRequest, *, token_ids: Sequence[int]
+        self,
+        request: pb.GenerateRequest,
+        *,
+        token_ids: Sequence[int],
+        trace: GenerationTrace = NO_GENERATION,
     ) -> GenerationStream:
         """Start a generation; choosing, waiting and failing happen in `Generation.next`."""
         if token_ids and not request.prompt_token_ids:
             request.prompt_token_ids.extend(token_ids)
-        stream = GenerationStream(request, token_ids)
+        stream = GenerationStream(request, token_ids, trace)
         if self._is_closed:
             stream.fail(NoReplicaError("the router is shutting down"))
         elif not self._place(stream):
@@ -225,6 +231,7 @@ class PoolDispatcher:
         A generation that has begun would be resumed here, from its prompt and what it produced.
         """
         stream = attempt.stream
+        _log_failure(attempt, verdict, error)
         stream.tried.add(attempt.replica.incarnation)
         if verdict is Verdict.DRAINING:
             attempt.replica.refuse_work()
@@ -263,6 +270,7 @@ class PoolDispatcher:
 
     def _give_up(self, stream: GenerationStream) -> None:
         self._unpark(stream)
+        stream.trace.given_up()
         stream.fail(NoReplicaError())
 
     def _on_state(self, replica: Replica) -> None:
@@ -301,6 +309,20 @@ class PoolDispatcher:
                 _model(replica),
                 _model(self._served),
             )
+
+
+def _log_failure(attempt: Attempt, verdict: Verdict, error: pb.Error) -> None:
+    # What an engine says of a refusal may quote the prompt; of its own failures it does not.
+    is_fault = verdict in ENGINE_FAULTS
+    request = attempt.stream.request
+    logger.log(
+        logging.WARNING if is_fault else logging.DEBUG,
+        "attempt failed replica=%s reason=%s error=%s",
+        attempt.replica.address,
+        verdict.value,
+        error.message if is_fault else error.code,
+        extra=request_fields(request.client_request_id, request.traceparent),
+    )
 
 
 def _model(replica: Replica | None) -> str:

@@ -10,8 +10,11 @@ from typing import Any
 
 import orjson
 
+from quire_engine.rpc.logs import request_fields
+from quire_engine.rpc.trace_context import NO_TRACE_CONTEXT, TraceContext
 from quire_router.errors import ApiError, BodyTooLargeError
 from quire_router.lifecycle import Lifecycle
+from quire_router.traces import NO_TRACE
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -52,11 +55,29 @@ class Exchange:
         self.started_at = time.monotonic()
         self.status = 0
         """Of the answer; 0 before it has begun."""
+        self.failure = ""
+        """What went wrong, in a word; empty while nothing has."""
+        self.trace = NO_TRACE
+        self.trace_context = NO_TRACE_CONTEXT
+        """Of the request's own span, or of the client's where there is none."""
         self._streams = False
 
     def header(self, name: bytes) -> bytes | None:
         """Return a request header; names are lower-case."""
         return next((value for key, value in self.scope["headers"] if key == name), None)
+
+    def received_trace(self) -> TraceContext:
+        """Return what the client says of the trace that the request belongs to."""
+        parent = self.header(b"traceparent")
+        if parent is None:
+            return NO_TRACE_CONTEXT
+        state = self.header(b"tracestate") or b""
+        return TraceContext.checked(parent.decode("latin-1"), state.decode("latin-1"))
+
+    @property
+    def log_fields(self) -> dict[str, str]:
+        """The `extra` of what is logged about it."""
+        return request_fields(self.request_id, self.trace_context.traceparent)
 
     async def send(self, message: Message) -> None:
         """Send an ASGI message, with the headers that every answer has."""

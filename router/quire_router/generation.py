@@ -9,6 +9,7 @@ from typing import Protocol
 
 from quire_engine.rpc import engine_pb2
 from quire_router.replica_reports import ReplicaReport, RequestReport
+from quire_router.traces import NO_GENERATION, GenerationTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +116,11 @@ class Dispatcher(Protocol):
         ...
 
     def generate(
-        self, request: engine_pb2.GenerateRequest, *, token_ids: Sequence[int]
+        self,
+        request: engine_pb2.GenerateRequest,
+        *,
+        token_ids: Sequence[int],
+        trace: GenerationTrace = NO_GENERATION,
     ) -> Generation:
         """Start a generation; choosing, waiting and failing happen in `Generation.next`.
 

@@ -24,11 +24,13 @@ from prometheus_client import (
     values,
 )
 
+from quire_engine.rpc.logs import configure_logging
 from quire_router.app import RouterApp
 from quire_router.auth import load_keys
 from quire_router.config import RouterConfig
 from quire_router.dispatcher import PoolDispatcher
 from quire_router.errors import ConfigError
+from quire_router.gateway import access_logger
 from quire_router.workers.memory import WorkerMemory
 from quire_router.workers.process_metrics import LoneProcessCollector
 from quire_router.workers.share import WorkerShare
@@ -159,8 +161,8 @@ async def _serve(
 ) -> None:
     registry = _registry() if share is None else share.registry()
     dispatcher = PoolDispatcher(config, registry, environment=os.environ, share=share)
-    app = RouterApp(config, dispatcher, registry, api_keys=api_keys)
-    server = QuietServer(uvicorn_config(app, access_log=config.access_log))
+    app = RouterApp(config, dispatcher, registry, api_keys=api_keys, environment=os.environ)
+    server = QuietServer(uvicorn_config(app))
     shutdown = Shutdown(
         server, app, delay_s=config.shutdown_delay, timeout_s=config.shutdown_timeout
     )
@@ -201,14 +203,14 @@ def _handle_signals(shutdown: Shutdown, *, is_worker: bool) -> None:
         loop.add_signal_handler(number, shutdown.on_signal, number)
 
 
-def uvicorn_config(app: RouterApp, *, access_log: bool = False) -> uvicorn.Config:
+def uvicorn_config(app: RouterApp) -> uvicorn.Config:
     """Return how uvicorn serves the application; signals, sockets and lifespan are ours."""
     return uvicorn.Config(
         app,
         lifespan="off",
         ws="none",
         log_config=None,
-        access_log=access_log,
+        access_log=False,  # its own would have query strings and no request ids
         server_header=False,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
@@ -242,8 +244,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 def _configure_logging(config: RouterConfig) -> None:
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    configure_logging(config.log_level, config.log_format)
     if config.log_level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    if config.access_log:
+        # Asked for by a flag of its own, so --log-level does not hide it.
+        access_logger.setLevel(logging.INFO)

@@ -44,6 +44,12 @@ class Service:
             raise ModelNotFoundError(name)
         return model
 
+    @property
+    def served_name(self) -> str:
+        """The first name of what is served; empty before anything is."""
+        model = self.dispatcher.served()
+        return model.served_model_names[0] if model is not None else ""
+
     async def tokenizer(self) -> TokenizerFiles:
         """Return the tokenizer of the replicas, ready for use in `tokenization`."""
         files = self.dispatcher.tokenizer()
@@ -97,9 +103,13 @@ class Service:
             priority=request.priority,
             cache_salt=request.cache_salt or "",
             final_only=not request.stream,
-            traceparent=(exchange.header(b"traceparent") or b"").decode("latin-1"),
+            traceparent=exchange.trace_context.traceparent,
+            tracestate=exchange.trace_context.tracestate,
+            client_request_id=exchange.request_id,
         )
-        return self.dispatcher.generate(message, token_ids=token_ids)
+        exchange.trace.asked(request.model or self.served_name, message)
+        trace = exchange.trace.generation()
+        return self.dispatcher.generate(message, token_ids=token_ids, trace=trace)
 
     def stream_options(self, request: GenerationRequest) -> StreamOptions:
         """Return what the stream carries, usage forced where the operator wants it."""

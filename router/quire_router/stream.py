@@ -12,6 +12,7 @@ from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.rpc.prefix import block_hashes
 from quire_router.errors import ApiError, UnavailableError
 from quire_router.merge import merge_responses
+from quire_router.traces import NO_GENERATION, GenerationTrace
 
 MAX_PENDING = 64
 """Responses kept apart; each keeps the engine's whole step message alive."""
@@ -20,8 +21,14 @@ MAX_PENDING = 64
 class GenerationStream:
     """Implements `generation.Generation`; the dispatcher fills it through an `Attempt`."""
 
-    def __init__(self, request: pb.GenerateRequest, token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        request: pb.GenerateRequest,
+        token_ids: Sequence[int],
+        trace: GenerationTrace = NO_GENERATION,
+    ) -> None:
         self.request = request
+        self.trace = trace
         self.token_ids = token_ids
         self.created_at = time.monotonic()
         self.replica = ""

@@ -25,6 +25,7 @@ from quire_router.pool import Pool
 from quire_router.pool_config import PoolConfig
 from quire_router.reporting import Reporter
 from quire_router.server import QuietServer, uvicorn_config
+from quire_router.traces import NO_GENERATION, GenerationTrace
 
 MODEL = "fake"
 MAX_MODEL_LEN = 512
@@ -108,7 +109,11 @@ class ScriptedDispatcher:
         return self.files
 
     def generate(
-        self, request: pb.GenerateRequest, *, token_ids: Sequence[int]
+        self,
+        request: pb.GenerateRequest,
+        *,
+        token_ids: Sequence[int],
+        trace: GenerationTrace = NO_GENERATION,
     ) -> "ScriptedGeneration":
         recorded = pb.GenerateRequest()
         recorded.CopyFrom(request)

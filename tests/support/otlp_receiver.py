@@ -1,7 +1,8 @@
-"""A real OTLP receiver: the official service over gRPC and HTTP, which keeps the spans it is sent."""
+"""A real OTLP receiver: the official service over gRPC and HTTP, keeping the spans it is sent."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,8 @@ class Receiver:
     spans: list[Received] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     """As they came, to search for what must not be in them."""
+    is_down: bool = False
+    """Whether it refuses; over HTTP only."""
 
     def take(self, request: service_pb2.ExportTraceServiceRequest) -> None:
         self.requests.append(request.SerializeToString())
@@ -63,11 +66,13 @@ class Receiver:
     async def wait_for(self, *names: str) -> list[Received]:
         """Wait until so many spans with these names are there; return all spans."""
         async with asyncio.timeout(DEADLINE_S):
-            while not all(
-                sum(span.name == name for span in self.spans) >= names.count(name) for name in names
-            ):
+            while not self._has(names):  # noqa: ASYNC110 - from other threads and processes
                 await asyncio.sleep(0.02)
         return self.spans
+
+    def _has(self, names: Sequence[str]) -> bool:
+        came = Counter(span.name for span in self.spans)
+        return Counter(names) <= came
 
     def named(self, name: str) -> list[Received]:
         """Return the spans with a name, in order of their beginning."""
@@ -93,6 +98,8 @@ async def http_receiver() -> AsyncIterator[Receiver]:
     receiver = Receiver()
 
     async def export(request: web.Request) -> web.Response:
+        if receiver.is_down:
+            return web.Response(status=400)
         assert request.content_type == "application/x-protobuf"
         receiver.take(service_pb2.ExportTraceServiceRequest.FromString(await request.read()))
         body = service_pb2.ExportTraceServiceResponse().SerializeToString()

@@ -4,10 +4,11 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import IO
 
 import aiohttp
 
@@ -47,49 +48,59 @@ async def engine(socket: Path, *flags: str) -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def tcp_engine(*flags: str) -> AsyncIterator[Server]:
-    """The same on a port of the loopback address."""
+async def tcp_engine(*flags: str, log: Path | None = None) -> AsyncIterator[Server]:
+    """The same on a port of the loopback address; what it logs goes to a file, if one is given."""
     port = str(free_port())
-    async with _engine(
-        f"127.0.0.1:{port}", "--host", "127.0.0.1", "--port", port, *flags
-    ) as server:
+    place = ("--host", "127.0.0.1", "--port", port)
+    async with _engine(f"127.0.0.1:{port}", *place, *flags, log=log) as server:
         yield server
 
 
 @asynccontextmanager
-async def _engine(address: str, *flags: str) -> AsyncIterator[Server]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "quire_engine.testing", "--decode-ms", "5"),
-        *("--metrics-port", "-1", *flags),
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env=ENVIRONMENT,
-    )
+async def _engine(address: str, *flags: str, log: Path | None = None) -> AsyncIterator[Server]:
+    with _opened(log) as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "quire_engine.testing", "--decode-ms", "5"),
+            *("--metrics-port", "-1", *flags),
+            stdout=PIPE,
+            stderr=errors,
+            env=ENVIRONMENT,
+        )
     assert process.stdout is not None
     async with ending(process):
         async with asyncio.timeout(DEADLINE_S):
-            while not (line := await process.stdout.readline()).startswith(b"ready"):
+            while b"ready: " not in (line := await process.stdout.readline()):
                 assert line, "the engine did not start"
         yield Server(process, address)
 
 
 @asynccontextmanager
 async def router(
-    *replicas: str, flags: tuple[str, ...] = (), port: int = 0
+    *replicas: str, flags: tuple[str, ...] = (), port: int = 0, log: Path | None = None
 ) -> AsyncIterator[Server]:
     """A router, listening when it is yielded; on a free port unless one is given."""
     port = port or free_port()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "quire.cli", "router", "--host", "127.0.0.1"),
-        *("--port", str(port), "--replicas", *replicas, *flags),
-        stdout=DEVNULL,
-        stderr=STDOUT,
-        env=ENVIRONMENT,
-    )
+    with _opened(log) as errors:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "quire.cli", "router", "--host", "127.0.0.1"),
+            *("--port", str(port), "--replicas", *replicas, *flags),
+            stdout=DEVNULL,
+            stderr=errors,
+            env=ENVIRONMENT,
+        )
     server = Server(process, f"127.0.0.1:{port}")
     async with ending(process):
         await until_answers(f"{server.url}/health", 200)
         yield server
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[IO[bytes] | int]:
+    if log is None:
+        yield DEVNULL
+    else:
+        with log.open("wb") as file:
+            yield file
 
 
 @asynccontextmanager

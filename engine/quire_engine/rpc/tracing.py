@@ -7,6 +7,7 @@ OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_EXPORTER_OTLP_HEADERS and th
 `start_tracing` is what imports OpenTelemetry: it is an optional dependency.
 """
 
+import importlib.util
 import logging
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = (
+    "opentelemetry.sdk",
+    "opentelemetry.exporter.otlp.proto.grpc",
+    "opentelemetry.exporter.otlp.proto.http",
+)
 FLUSH_S = 3.0
 """How long the last spans get to leave the process."""
 
@@ -148,6 +154,20 @@ class _LastWords(logging.Handler):
         self.text = record.getMessage()
 
 
+def require_packages() -> None:
+    """Check that what traces need is installed, without importing it.
+
+    Raises:
+        TracingError: naming what is missing and the command that installs it.
+    """
+    missing = [name for name in PACKAGES if not _is_installed(name)]
+    if missing:
+        raise TracingError(
+            f"--otlp-traces-endpoint needs what is not installed: {', '.join(missing)}; "
+            "run: pip install 'quire[otlp]'"
+        )
+
+
 def start_tracing(
     url: str, protocol: str, *, service: str, environment: Mapping[str, str]
 ) -> Tracing:
@@ -157,21 +177,23 @@ def start_tracing(
         TracingError: packages are missing, or there can be no such collector.
     """
     collector = parse_collector(url, protocol, environment)
-    try:
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    require_packages()
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        exporter = WatchedExporter(_exporter(collector), collector)
-    except ImportError as error:
-        raise TracingError(
-            f"--otlp-traces-endpoint needs {error.name}, which is not installed; "
-            "run: pip install 'quire[otlp]'"
-        ) from None
+    exporter = WatchedExporter(_exporter(collector), collector)
     # At exit it would wait for a dead collector for half a minute.
     provider = TracerProvider(resource=_resource(service), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))  # type: ignore[arg-type]  # by form
     logger.info("traces exported url=%s protocol=%s", collector.url, collector.protocol)
     return Tracing(provider, exporter)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def _exporter(collector: Collector) -> "SpanExporter":

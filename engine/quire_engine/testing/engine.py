@@ -9,6 +9,7 @@ from typing import Self
 from quire_engine.config import EngineConfig
 from quire_engine.core.messages import StepOutputs
 from quire_engine.errors import EngineDeadError, RequestError
+from quire_engine.rpc.tracing import Tracing
 from quire_engine.server.assembly import assemble
 from quire_engine.server.config import METRICS_OFF, ServerConfig
 from quire_engine.server.engine_server import EngineServer
@@ -44,16 +45,19 @@ class FakeEngine:
         config: EngineConfig | None = None,
         server: ServerConfig = LOCAL,
         served_model_name: tuple[str, ...] = ("fake",),
+        tracing: Tracing | None = None,
     ) -> None:
         """Describe it; nothing starts yet.
 
         `config` sizes the cache (num_gpu_blocks_override), the scheduler and max_model_len. Where
-        not told otherwise it listens on a free port of 127.0.0.1 and has no metrics port.
+        not told otherwise it listens on a free port of 127.0.0.1 and has no metrics port. `tracing`
+        stays its owner's to close.
         """
         self.model = model or FakeModel()
         self.config = config or EngineConfig()
         self.address = ""
         self._server_config = server
+        self._tracing = tracing
         self._card = fake_card(self.config, served_model_name)
         self._current: _Life | None = None
         self._runs = threading.Event()
@@ -167,7 +171,7 @@ class FakeEngine:
             refusal=lambda: self._refusal,
             on_step=self._spoil,
         )
-        serving = assemble(core, self._card, self._server_config)
+        serving = assemble(core, self._card, self._server_config, tracing=self._tracing)
         pump = asyncio.create_task(serving.engine.run())
         await server.serve(serving)
         return _Life(runner=runner, core=core, serving=serving, server=server, pump=pump)
