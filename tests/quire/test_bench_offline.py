@@ -174,6 +174,8 @@ def test_latency_runs_every_iteration_and_keeps_the_result(
     assert result["roofline"]["num_decode_steps"] == 3 * 3
     assert out.getvalue().startswith("Avg latency: ")
     assert "\n99% percentile latency: " in out.getvalue()
+    assert result["output_tokens_per_second"] == pytest.approx(2 * 4 / result["avg_latency"])
+    assert f"\nThroughput: {result['output_tokens_per_second']:.2f} output" in out.getvalue()
 
 
 def test_throughput_counts_all_tokens(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def measure_latency(
     out.write(f"Avg latency: {result['avg_latency']} seconds\n")
     for percent, value in result["percentiles"].items():
         out.write(f"{percent}% percentile latency: {value} seconds\n")
-    result |= _reported(figures, ceilings, out)
+    rate = config.n * config.batch_size * config.output_len / result["avg_latency"]
+    out.write(f"Throughput: {rate:.2f} output tokens/s\n")
+    result |= {"output_tokens_per_second": rate, **_reported(figures, ceilings, out)}
     write_json(config.output_json, result)
     return result
 
