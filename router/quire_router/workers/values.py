@@ -76,6 +76,7 @@ class SharedValues:
         self._own_names = self._names[number]
         self.version = 0
         """Grows whenever a worker has a value that it had not."""
+        self._adopted = -1
         self.refresh()
 
     def refresh(self) -> None:
@@ -105,9 +106,8 @@ class SharedValues:
 
     def adopt(self, registry: CollectorRegistry) -> None:
         """Have the registry show labels that so far only other workers have used."""
-        before = self.version
         self.refresh()
-        if self.version == before:
+        if self.version == self._adopted:
             return
         for names in self._names:
             for name in list(names.places):
@@ -116,6 +116,7 @@ class SharedValues:
                 parent = registry._names_to_collectors.get(metric)
                 if labels and "le" not in labels and parent is not None:
                     parent.labels(*values)  # type: ignore[attr-defined]
+        self._adopted = self.version
 
     def value_class(self) -> type:
         """Return what `prometheus_client.values.ValueClass` is to be in this process."""
