@@ -45,7 +45,7 @@ def worst_sequences(core: EngineCore) -> Iterator[NewSequence]:
     """
     draw = random.Random(0)
     num_slots = core.stats.num_total_blocks * BLOCK_SIZE
-    prompt_len = min(MAX_MODEL_LEN - OUTPUT_LEN, int(num_slots * 0.94) // MAX_NUM_SEQS)
+    prompt_len = min(MAX_MODEL_LEN - OUTPUT_LEN, int(num_slots * 0.955) // MAX_NUM_SEQS)
     for seq_id in range(MAX_NUM_SEQS + 64):
         is_scored = seq_id < BUDGET // prompt_len + 1 or seq_id >= MAX_NUM_SEQS + 56
         yield NewSequence(
