@@ -98,6 +98,11 @@ class GpuAttention:
         for plan in self._plans.values():
             plan.update(seq_lens_B, rows_B)
 
+    def plan_decodes(self, num_decodes: int) -> None:
+        """Plan a step of single tokens alone."""
+        self._tiles_I4, self._fresh = None, []
+        self.plan(num_decodes)
+
     def plan_lines(self, num_lines: int) -> None:
         """Plan the tokens that are sampled from, each the last of its sequence."""
         if num_lines:

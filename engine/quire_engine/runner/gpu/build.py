@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Collection
+from itertools import pairwise
 
 import torch
 
@@ -12,7 +13,7 @@ from quire_engine.model.spec import ModelSpec
 from quire_engine.runner.gpu.cache import GpuKvCache
 from quire_engine.runner.gpu.compiles import CompileCounter
 from quire_engine.runner.gpu.decoder import GpuDecoder
-from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes
+from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes, piece_sizes
 from quire_engine.runner.gpu.memory import MemoryUse, cache_limits, measure_peak, used_bytes
 from quire_engine.runner.gpu.parts import GpuParts
 from quire_engine.runner.gpu.roofline import bytes_read, has_8_bit_linears, make_roofline
@@ -84,7 +85,11 @@ class GpuBuilder:
             if not config.model.enforce_eager:
                 runner.use_graphs(self._capture(runner))
         with phases.time("warm_up"):
-            run_all_variants(runner, block_size=config.cache.block_size)
+            run_all_variants(
+                runner,
+                block_size=config.cache.block_size,
+                shows_progress=self._group.share.rank == 0,
+            )
         runner.roofline = make_roofline(
             self._spec,
             weight_bytes=step_bytes,
@@ -114,8 +119,8 @@ class GpuBuilder:
         )
 
     def _capture(self, runner: GpuRunner) -> StepGraphs:
-        graphs = StepGraphs(runner.step, graph_sizes(runner.step.max_num_slots))
-        graphs.capture()
+        graphs = StepGraphs(runner.step)
+        graphs.capture(graph_sizes(runner.step.max_num_slots), piece_sizes(self._num_tokens))
         return graphs
 
     def _try_out(self, decoder: GpuDecoder, kv_dtype: torch.dtype, weights_bytes: int) -> MemoryUse:
@@ -154,12 +159,14 @@ class GpuBuilder:
 
     def _graphs_bytes(self, runner: GpuRunner) -> int:
         """Estimate what all graphs take from what the largest ones take."""
-        sizes = graph_sizes(runner.step.max_num_slots)
-        before = used_bytes(self._device)
-        graphs = StepGraphs(runner.step, sizes[-1:])
-        graphs.capture()
-        first = used_bytes(self._device) - before
-        more = StepGraphs(runner.step, sizes[-3:-1])
-        more.capture()
-        second = used_bytes(self._device) - before - first
-        return first + second * len(sizes) // 2
+        sizes, pieces = graph_sizes(runner.step.max_num_slots), piece_sizes(self._num_tokens)
+        graphs, used = StepGraphs(runner.step), [used_bytes(self._device)]
+        for some_sizes, some_pieces in (
+            (sizes[-1:], pieces[-1:]),
+            (sizes[-3:-1], []),
+            ([], pieces[-3:-1]),
+        ):
+            graphs.capture(some_sizes, some_pieces)
+            used.append(used_bytes(self._device))
+        largest, two_sizes, two_pieces = (after - before for before, after in pairwise(used))
+        return largest + (two_sizes * len(sizes) + two_pieces * len(pieces)) // 2

@@ -105,36 +105,34 @@ class GpuDecoderLayer:
         self._qkv, self._out = linear("qkv"), linear("out")
         self._mlp = GpuMlp(linear("gate_up"), linear("down"), width=spec.intermediate_size)
 
-    def __call__(self, space: Workspace, tokens: Tokens, cache: CacheLayer, attend: Attend) -> None:
-        """Advance the residual of all tokens by this layer."""
-        num_tokens = tokens.ids_T.shape[0]
-        residual_TE, attended_T = space.residual_TE[:num_tokens], space.attended_T[:num_tokens]
-        qkv_T = self._project(space, tokens, cache)
-        self._finish(space, qkv_T, attended_T, residual_TE, attend)
+    def attend(self, space: Workspace, num_tokens: int, attend: Attend) -> None:
+        """Attend from all tokens."""
+        self._attend(space.qkv_T[:num_tokens], space.attended_T[:num_tokens], attend)
 
-    def advance_lines(
+    def finish(self, space: Workspace, num_tokens: int) -> None:
+        """Add what attention gave, and the MLP, to the residual of all tokens."""
+        self._finish(space, space.attended_T[:num_tokens], space.residual_TE[:num_tokens])
+
+    def finish_lines(
         self,
         space: Workspace,
-        tokens: Tokens,
-        cache: CacheLayer,
+        num_tokens: int,
         attend: Attend,
         lines_S: torch.Tensor,
         residual_SE: torch.Tensor,
     ) -> None:
-        """Store the keys and values of all tokens, and write the advanced residual of some."""
-        qkv_T = self._project(space, tokens, cache)
-        num_lines, q_size = lines_S.shape[0], self._spec.q_size
-        if not num_lines:
-            return
+        """Attend from some of the tokens, and write their residual at the end of the layer."""
+        qkv_T, num_lines, q_size = space.qkv_T[:num_tokens], lines_S.shape[0], self._spec.q_size
         torch.index_select(space.residual_TE, 0, lines_S, out=residual_SE)
         q_S = space.attended_T[:num_lines]
         torch.index_select(qkv_T[:, :q_size], 0, lines_S, out=q_S)
         # Keys and values are in the cache by now, and the queries copied: this memory is free.
         attended_S = qkv_T.view(-1)[: num_lines * q_size].view(num_lines, q_size)
-        self._finish(space, q_S, attended_S, residual_SE, attend)
+        self._attend(q_S, attended_S, attend)
+        self._finish(space, attended_S, residual_SE)
 
-    def _project(self, space: Workspace, tokens: Tokens, cache: CacheLayer) -> torch.Tensor:
-        """Return the rotated queries, keys and values of all tokens; the latter two are stored."""
+    def project(self, space: Workspace, tokens: Tokens, cache: CacheLayer) -> None:
+        """Make rotated queries, keys and values of all tokens, and store the latter two."""
         spec, num_tokens = self._spec, tokens.ids_T.shape[0]
         qkv_T = space.qkv_T[:num_tokens]
         self._qkv(space.residual_TE[:num_tokens], qkv_T, norm=self._input_norm)
@@ -149,22 +147,18 @@ class GpuDecoderLayer:
             k_norm_D=self._k_norm_D,
             eps=spec.norm_eps,
         )
-        return qkv_T
 
-    def _finish(
-        self,
-        space: Workspace,
-        heads_T: torch.Tensor,
-        attended_T: torch.Tensor,
-        residual_TE: torch.Tensor,
-        attend: Attend,
-    ) -> None:
+    def _attend(self, heads_T: torch.Tensor, out_T: torch.Tensor, attend: Attend) -> None:
         spec, num_tokens = self._spec, heads_T.shape[0]
         attend(
             self._index,
             heads_T.view(num_tokens, -1, spec.head_dim),
-            attended_T.view(num_tokens, spec.num_heads, spec.head_dim),
+            out_T.view(num_tokens, spec.num_heads, spec.head_dim),
         )
+
+    def _finish(
+        self, space: Workspace, attended_T: torch.Tensor, residual_TE: torch.Tensor
+    ) -> None:
         part_TE = space.part_of(residual_TE)
         if space.adds_part:
             self._out.add_to(attended_T, part_TE)
@@ -225,15 +219,30 @@ class GpuDecoder:
 
         It lives until the next call.
         """
-        hidden_TE = self._embed(tokens)
-        for layer, cache in zip(self._layers, caches, strict=True):
-            layer(self._space, tokens, cache, attend)
-        return hidden_TE
+        num_tokens = tokens.ids_T.shape[0]
+        for index, layer in enumerate(self._layers):
+            self.piece(index, tokens, caches)
+            layer.attend(self._space, num_tokens, attend)
+        self._layers[-1].finish(self._space, num_tokens)
+        return self._space.residual_TE[:num_tokens]
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of a forward pass: one before the attention of each layer."""
+        return len(self._layers)
+
+    def piece(self, index: int, tokens: Tokens, caches: list[CacheLayer]) -> None:
+        """Compute what lies between the attention of a layer and that of the one before it."""
+        if index == 0:
+            self._embed(tokens)
+        else:
+            self._layers[index - 1].finish(self._space, tokens.ids_T.shape[0])
+        self._layers[index].project(self._space, tokens, caches[index])
 
     def forward_lines(
         self,
-        tokens: Tokens,
-        caches: list[CacheLayer],
+        num_tokens: int,
+        piece: Callable[[int], None],
         attend: Attend,
         attend_lines: Attend,
         lines_S: torch.Tensor,
@@ -241,19 +250,21 @@ class GpuDecoder:
     ) -> None:
         """Write the hidden states of some lines only, as `forward` returns those of all.
 
-        What nobody reads is not computed: in the last layer all tokens get keys and values, but
-        only `lines_S` queries, through `attend_lines`, and what follows them.
+        `piece` runs `piece`, which may be for more tokens, or captured. What nobody reads is not
+        computed: in the last layer all tokens get keys and values, but only `lines_S` queries,
+        through `attend_lines`, and what follows them.
         """
-        self._embed(tokens)
-        *layers, last = zip(self._layers, caches, strict=True)
-        for layer, cache in layers:
-            layer(self._space, tokens, cache, attend)
-        layer, cache = last
-        layer.advance_lines(self._space, tokens, cache, attend_lines, lines_S, out_SE)
+        *layers, last = self._layers
+        for index, layer in enumerate(layers):
+            piece(index)
+            layer.attend(self._space, num_tokens, attend)
+        piece(len(layers))
+        if lines_S.shape[0]:
+            last.finish_lines(self._space, num_tokens, attend_lines, lines_S, out_SE)
 
-    def _embed(self, tokens: Tokens) -> torch.Tensor:
+    def _embed(self, tokens: Tokens) -> None:
         hidden_TE = self._space.residual_TE[: tokens.ids_T.shape[0]]
-        return torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
+        torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
 
     def logits(self, hidden_SE: torch.Tensor, out_SV: torch.Tensor) -> None:
         """Write the logits of some hidden states, in the type of `out_SV`."""

@@ -31,7 +31,8 @@ class GpuRunner:
         self, parts: GpuParts, limits: Limits, stream: torch.cuda.Stream | None = None
     ) -> None:
         self.limits = limits
-        self._stream = stream
+        self.stream = stream
+        """What every step is launched on; None: the current one, and no graphs."""
         self.dtype = parts.decoder.dtype
         self.roofline: Roofline | None = None
         """What bounds its steps; told once."""
@@ -71,7 +72,7 @@ class GpuRunner:
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
         """Begin one step; see `ModelRunner.launch`."""
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             return self._launch(plan)
 
     def _launch(self, plan: StepPlan) -> PendingStep:
@@ -84,12 +85,13 @@ class GpuRunner:
         layout = lay_out(self._rows, plan.num_tokens)
         size = self._graph_size(layout)
         self._send(layout, size)
-        if size is None:
-            hidden_TE = self.step.mixed(layout, keeps_hidden=self._prompts.has_any)
-            num_slots = len(layout.sampling_S)
-        else:
-            hidden_TE, num_slots = None, size
+        hidden_TE, num_slots = None, size or len(layout.sampling_S)
+        if size is not None:
             self._decode(size)
+        elif self._prompts.has_any:
+            hidden_TE = self.step.mixed_whole(layout)
+        else:
+            self.step.mixed(layout, self._graphs)
         logprobs = self._sample(layout, size, num_slots) if num_slots else None
         prompt_logprobs = {}
         if hidden_TE is not None:

@@ -51,15 +51,27 @@ class StepInputs:
         self.sampling_rows_S.host[padding] = self._rows.padding_row
         self.sampling_lens_S.host[padding] = 0
 
-    def prepare(
-        self, *, num_slots: int, num_tokens: int, max_query_len: int, block_size: int
-    ) -> Tokens:
-        """Make the tokens of a step out of what was staged."""
-        tokens = Tokens(
+    def tokens(self, num_tokens: int) -> Tokens:
+        """Return the place of a step's tokens."""
+        return Tokens(
             ids_T=self._token_ids_T[:num_tokens],
             positions_T=self._positions_T[:num_tokens],
             slots_T=self._slots_T[:num_tokens],
         )
+
+    def prepare(
+        self,
+        *,
+        num_slots: int,
+        num_tokens: int,
+        max_query_len: int,
+        block_size: int,
+        padded_to: int = 0,
+    ) -> Tokens:
+        """Make the tokens of a step out of what was staged; those after them store nothing."""
+        tokens = self.tokens(num_tokens)
+        if padded_to > num_tokens:
+            self._slots_T[num_tokens:padded_to] = -1
         prepare_tokens(
             self.rows_B.device[:num_slots],
             self.first_lines_B.device[:num_slots],

@@ -1,13 +1,18 @@
 """The runner of GPUs computes what the CPU's does, with its kernels interpreted if need be."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from gpu_runner_support import FAMILIES, Setting, run, tokens_of, workload
+from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes, piece_sizes
 from quire_engine.runner.gpu.layout import lay_out
 from quire_engine.runner.gpu.rows import Rows
 from quire_engine.runner.gpu.staging import Staging
+from quire_engine.runner.gpu.step import GpuStep
 from quire_engine.runner.plan import AdmittedSequence, StepPlan
 from quire_engine.sampling_params import SamplingParams
 
@@ -27,6 +32,45 @@ def test_every_family_gives_the_tokens_of_the_cpu(family: str) -> None:
     got = tokens_of(run(setting.core(setting.gpu_runner()), sequences))
 
     assert got == expected
+
+
+class UncapturedGraphs(StepGraphs):
+    """Pads steps as captured ones are, and runs them as they are."""
+
+    def __init__(self, step: GpuStep) -> None:
+        self._step = step
+        self._sizes, self._piece_sizes, self._sample = [1, 4, 6], [8, 24], {}
+        self.padded: set[tuple[int, int]] = set()
+
+    def decode(self, size: int) -> None:
+        self._step.decode(size)
+
+    def piece(self, index: int, num_tokens: int) -> None:
+        self.padded.add((index, num_tokens))
+        self._step.piece(index, num_tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_steps_give_the_tokens_of_the_cpu(family: str) -> None:
+    setting = Setting(family)
+    sequences = workload([1, 33, 50, 3, 9], [GREEDY, SEEDED, FREE])
+    runner = setting.gpu_runner()
+    graphs = UncapturedGraphs(runner.step)
+    runner.use_graphs(graphs)
+
+    got = tokens_of(run(setting.core(runner), sequences))
+
+    assert graphs.padded >= {(0, 24), (1, 24)}
+    assert got == tokens_of(run(setting.core(setting.cpu_runner()), sequences))
+
+
+@given(st.integers(1, 2000))
+def test_sizes_of_graphs_waste_little(limit: int) -> None:
+    for sizes in (graph_sizes(limit), piece_sizes(limit)):
+        assert sizes == sorted(set(sizes))
+        assert all(size <= limit for size in sizes)
+        for smaller, size in pairwise(sizes):
+            assert size - smaller <= max(16, size // 4)
 
 
 def test_preempted_sequences_give_the_tokens_of_the_cpu() -> None:
