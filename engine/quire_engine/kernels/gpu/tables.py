@@ -1,6 +1,6 @@
 """Which tiles a product gets: measured ones from the shipped table, else what suits its shape.
 
-`python -m quire_engine.kernels.gpu.tune_linear` measures on a GPU and writes the table. Nothing is
+`python -m quire_engine.runner.gpu.tune_linears` measures on a GPU and writes the table. Nothing is
 measured while serving: a choice depends on shapes alone.
 """
 
@@ -54,12 +54,16 @@ class TileTable:
     def __init__(self, entries: Sequence[tuple[Product, int, Tiles | None]] = ()) -> None:
         self._tiles: dict[Product, dict[int, Tiles | None]] = {}
         for product, max_tokens, tiles in entries:
-            self._tiles.setdefault(product, {})[max_tokens] = tiles
+            self.put(product, max_tokens, tiles)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a table that `dump` wrote."""
         return cls([_parse_entry(values) for values in json.loads(text)["products"]])
+
+    def put(self, product: Product, max_tokens: int, tiles: Tiles | None) -> None:
+        """Set what was measured; linears that have this table take it from now on."""
+        self._tiles.setdefault(product, {})[max_tokens] = tiles
 
     def choose(self, product: Product, num_tokens: int) -> Tiles | None:
         """Return the tiles for some rows of x; None: the vendor's library is faster."""

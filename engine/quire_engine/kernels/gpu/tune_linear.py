@@ -1,23 +1,15 @@
-"""Measures linears' tiles on this machine's GPU and writes the table that serving reads.
+"""Finds linears' tiles: which are worth a measurement, and which of them make a step fastest.
 
-    python -m quire_engine.kernels.gpu.tune_linear MODEL_DIR... \
-        --table engine/quire_engine/kernels/gpu/tiles/h200.json
-
-MODEL_DIR holds a config.json; each linear of the model is measured with what serving fuses into
-it. Products that the table has already, and that are not measured, stay as they are. Prints what
-each product reaches in TB/s of its weight, beside the vendor's library.
+Tiles are judged by the whole step, as it runs in serving: alone, some win that lose beside the
+kernels before and after them. `quire_engine.runner.gpu.tune_linears` has the steps.
 """
 
-import argparse
 import itertools
 import json
 import math
-import multiprocessing
 import random
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,25 +21,15 @@ from quire_engine.kernels.gpu.linear_gemv import GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import Fp8Weight
-from quire_engine.kernels.gpu.tables import (
-    Product,
-    Tiles,
-    TileTable,
-    default_tiles,
-    shipped_table,
-)
+from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
 from quire_engine.model.families import read_spec
 from quire_engine.model.fp8 import BLOCK, FP8
 
-SIZES = (1, 8, 16, 32, 64, 128)
-"""Most rows of x that a choice is for."""
 MAX_STAGED_BYTES = 200_000
-CACHE_BYTES = 200 << 20
-"""Copies of a weight take more than this, so that none is found in the cache."""
 MAX_ERROR = 0.1
 
-Timer = Callable[[Callable[[], None]], float]
-"""Runs something and says how many seconds the GPU took."""
+StepTimer = Callable[[int], float]
+"""Returns the seconds of a step of so many tokens, with the table as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +42,10 @@ class Linear:
     adds: bool = False
 
 
-def linears_of(folder: Path, num_parts: int, scale_dims: int) -> list[Linear]:
-    """List the linears of a model's layer and its head, on each of `num_parts` GPUs."""
+def linears_of(folder: Path, scale_dims: int) -> list[Linear]:
+    """List the linears of a model's layer, and its head, which is never quantized."""
     spec = read_spec(json.loads((folder / "config.json").read_text()))
-    hidden, width = spec.hidden_size, spec.intermediate_size // num_parts
-    heads = (spec.q_size + 2 * spec.kv_size) // num_parts
+    hidden, width = spec.hidden_size, spec.intermediate_size
 
     def product(num_inputs: int, num_rows: int, *, gated: bool = False) -> Product:
         return Product(
@@ -75,14 +56,12 @@ def linears_of(folder: Path, num_parts: int, scale_dims: int) -> list[Linear]:
             scale_dims=scale_dims,
         )
 
-    head = Product(num_inputs=hidden, num_rows=spec.vocab_size // num_parts)
-    # A part's output is summed with the others' before it meets the residual.
-    adds = num_parts == 1
+    head = Product(num_inputs=hidden, num_rows=spec.vocab_size)
     return [
-        Linear(name="qkv", product=product(hidden, heads), has_norm=True),
-        Linear(name="out", product=product(spec.q_size // num_parts, hidden), adds=adds),
+        Linear(name="qkv", product=product(hidden, spec.q_size + 2 * spec.kv_size), has_norm=True),
+        Linear(name="out", product=product(spec.q_size, hidden), adds=True),
         Linear(name="gate_up", product=product(hidden, 2 * width, gated=True), has_norm=True),
-        Linear(name="down", product=product(width, hidden), adds=adds),
+        Linear(name="down", product=product(width, hidden), adds=True),
         Linear(name="head", product=head, has_norm=True),
     ]
 
@@ -133,18 +112,15 @@ def _skinny_candidates(product: Product, max_tokens: int) -> Iterator[Tiles]:
             )
 
 
-class Workload:
-    """Products of one linear with several weights, as serving computes them."""
+class Trial:
+    """The product of one linear with a random weight, as serving computes it."""
 
     def __init__(
-        self, linear: Linear, num_tokens: int, device: torch.device, *, dtype: torch.dtype
+        self, linear: Linear, num_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         product = linear.product
         self._linear, self._num_tokens = linear, num_tokens
-        num_bytes = product.num_rows * product.num_inputs * product.element_bytes
-        num_copies = max(1, CACHE_BYTES // num_bytes) if device.type == "cuda" else 1
-        self.weight_bytes = num_bytes
-        self._weights = [_random_weight(product, device, dtype) for _ in range(num_copies)]
+        self._weight = _random_weight(product, device, dtype)
         self._x = torch.randn(num_tokens, product.num_inputs, device=device).to(dtype)
         self._norm = None
         if linear.has_norm:
@@ -152,32 +128,18 @@ class Workload:
             self._norm = Norm(weight, 1e-5)
         self._out = torch.zeros(num_tokens, product.num_outputs, device=device, dtype=dtype)
 
-    def prepare(self, tiles: Tiles | None) -> Callable[[], None]:
-        """Return what computes each weight's product once."""
-        table = TileTable([(self._linear.product, self._num_tokens, tiles)])
-        linears = [GpuLinear(weight, table=table) for weight in self._weights]
-
-        def run() -> None:
-            for linear in linears:
-                if self._linear.adds:
-                    linear.add_to(self._x, self._out)
-                elif self._linear.product.gated:
-                    linear.gated(self._x, self._out, norm=self._norm)
-                else:
-                    linear(self._x, self._out, norm=self._norm)
-
-        return run
-
     def result(self, tiles: Tiles | None) -> torch.Tensor:
-        """Return the first weight's product."""
-        del self._weights[1:]
+        """Return the product through some tiles; None: through the library."""
+        table = TileTable([(self._linear.product, self._num_tokens, tiles)])
+        linear = GpuLinear(self._weight, table=table)
         self._out.zero_()
-        self.prepare(tiles)()
+        if self._linear.adds:
+            linear.add_to(self._x, self._out)
+        elif self._linear.product.gated:
+            linear.gated(self._x, self._out, norm=self._norm)
+        else:
+            linear(self._x, self._out, norm=self._norm)
         return self._out.float()
-
-    @property
-    def num_weights(self) -> int:
-        return len(self._weights)
 
 
 def _random_weight(
@@ -192,118 +154,63 @@ def _random_weight(
 
 
 class Tuner:
-    """Times products with many tiles until the time is up, and keeps the best."""
+    """Times steps with many tiles in the table until the time is up, and leaves the best in it."""
 
     def __init__(
         self,
-        timer: Timer,
+        table: TileTable,
+        seconds_of: StepTimer,
         say: Callable[[str], None],
         *,
         device: torch.device,
         dtype: torch.dtype,
         stop_at: float = math.inf,
     ) -> None:
-        self._timer, self._say, self._stop_at = timer, say, stop_at
-        self._device, self._dtype = device, dtype
+        self._table, self._seconds_of, self._say = table, seconds_of, say
+        self._device, self._dtype, self._stop_at = device, dtype, stop_at
 
-    def best(self, linear: Linear, num_tokens: int, choices: Iterable[Tiles]) -> Tiles | None:
-        """Return the fastest right tiles; None: the vendor's library is faster."""
-        work = Workload(linear, num_tokens, self._device, dtype=self._dtype)
-        library = self._timer(work.prepare(None)) / work.num_weights
-        timed: list[tuple[float, Tiles]] = []
-        for tiles in choices:
+    def tune(self, linear: Linear, num_tokens: int, choices: Iterable[Tiles | None]) -> None:
+        """Put the fastest right tiles into the table; None: the vendor's library."""
+        before = self._table.choose(linear.product, num_tokens)
+        timed: list[tuple[float, Tiles | None]] = []
+        for tiles in dict.fromkeys([before, None, *choices]):
             if time.monotonic() > self._stop_at:
                 self._say("  out of time: the rest is not measured")
                 break
+            self._table.put(linear.product, num_tokens, tiles)
             try:
-                timed.append((self._timer(work.prepare(tiles)) / work.num_weights, tiles))
+                timed.append((self._seconds_of(num_tokens), tiles))
             except OutOfResources:
                 continue
-        expected = work.result(None)
-        rate = work.weight_bytes / 1e12
-        head = f"{linear.name} x {num_tokens}: library {library * 1e6:.2f} us {rate / library:.2f}"
-        for seconds, tiles in sorted(timed, key=lambda item: item[0]):
-            if seconds >= library:
-                break
-            error = (work.result(tiles) - expected).norm() / expected.norm()
-            if error < MAX_ERROR:
-                self._say(f"{head} TB/s, ours {seconds * 1e6:.2f} us {rate / seconds:.2f} {tiles}")
-                return tiles
+        timed.sort(key=lambda item: item[0])
+        best = next(
+            (tiles for _, tiles in timed if self._is_right(linear, num_tokens, tiles)), None
+        )
+        self._table.put(linear.product, num_tokens, best if timed else before)
+        if timed:
+            times = {tiles: seconds for seconds, tiles in timed}
+            self._say(
+                f"{linear.name} x {num_tokens}: step {times.get(before, math.nan) * 1e6:.0f} us, "
+                f"library {times.get(None, math.nan) * 1e6:.0f}, "
+                f"best of {len(timed)} {times.get(best, math.nan) * 1e6:.0f} {best}"
+            )
+
+    def _is_right(self, linear: Linear, num_tokens: int, tiles: Tiles | None) -> bool:
+        if tiles is None:
+            return True
+        trial = Trial(linear, num_tokens, self._device, self._dtype)
+        expected = trial.result(None).clone()
+        error = float((trial.result(tiles) - expected).norm() / expected.norm())
+        if not error < MAX_ERROR:
             self._say(f"  WRONG by {error:.3f}: {tiles}")
-        self._say(f"{head} TB/s is the best")
-        return None
-
-
-def graph_seconds(run: Callable[[], None], *, num_rounds: int = 5) -> float:
-    """Time something inside a CUDA graph, where it runs in serving."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(num_rounds):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / num_rounds / 1e3
+        return error < MAX_ERROR
 
 
 def compile_one(linear: Linear, num_tokens: int, tiles: Tiles) -> None:
     """Compile a kernel into the cache on disk, by running it once."""
-    work = Workload(linear, num_tokens, torch.device("cuda"), dtype=torch.bfloat16)
     try:
-        work.result(tiles)
+        Trial(linear, num_tokens, torch.device("cuda"), torch.bfloat16).result(tiles)
     except OutOfResources:
         return
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the linears of some models and write the table."""
-    options = _parser().parse_args(arguments)
-    stop_at = time.monotonic() + options.seconds
-
-    def say(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    tuner = Tuner(
-        graph_seconds, say, device=torch.device("cuda"), dtype=torch.bfloat16, stop_at=stop_at
-    )
-    entries = {(product, size): tiles for product, size, tiles in shipped_table().entries()}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.num_processes, mp_context=context) as pool:
-        for folder, size in itertools.product(options.models, options.sizes):
-            for linear in linears_of(folder, options.tensor_parallel_size, options.scale_dims):
-                if time.monotonic() > stop_at:
-                    continue
-                choices = candidates(linear.product, size, limit=options.limit)
-                jobs = [pool.submit(compile_one, linear, size, tiles) for tiles in choices]
-                good = [t for t, job in zip(choices, jobs, strict=True) if not job.exception()]
-                entries[linear.product, size] = tuner.best(linear, size, good)
-                table = TileTable([(product, n, tiles) for (product, n), tiles in entries.items()])
-                options.table.write_text(table.dump())
-
-
-def _parser() -> argparse.ArgumentParser:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="+", type=Path, help="folders with a config.json")
-    parser.add_argument("--table", type=Path, required=True, help="file to write")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of rows")
-    parser.add_argument("--seconds", type=float, default=600, help="when to stop")
-    parser.add_argument("--limit", type=int, default=32, help="tiles to measure for each product")
-    parser.add_argument("--num-processes", type=int, default=12, help="compilers at a time")
-    parser.add_argument("--tensor-parallel-size", type=int, default=1, help="GPUs of the model")
-    parser.add_argument(
-        "--scale-dims", type=int, choices=(0, 1, 2), default=0, help="0: bf16; 1: fp8; 2: blocks"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,15 @@ GEMV = GemvTiles(rows=2, block=64, num_warps=1)
 OTHER = GemvTiles(rows=4, block=64, num_warps=1)
 
 
-class FakeTimer:
-    """Runs what it is given, and says what it was told to say."""
+def make_tuner(device: str, table: TileTable, seconds: dict[Tiles | None, float]) -> Tuner:
+    """Return a tuner whose steps take as long as the tiles in the table say."""
 
-    def __init__(self, *seconds: float) -> None:
-        self._seconds = list(seconds)
+    def seconds_of(num_tokens: int) -> float:
+        return seconds[table.choose(LINEAR.product, num_tokens)]
 
-    def __call__(self, run: Callable[[], None]) -> float:
-        run()
-        return self._seconds.pop(0)
-
-
-def make_tuner(device: str, timer: FakeTimer) -> tuple[Tuner, list[str]]:
-    lines: list[str] = []
-    return Tuner(timer, lines.append, device=torch.device(device), dtype=torch.float32), lines
+    return Tuner(
+        table, seconds_of, lambda _: None, device=torch.device(device), dtype=torch.float32
+    )
 
 
 LINEAR = Linear(
@@ -36,17 +30,37 @@ LINEAR = Linear(
 
 
 def test_the_fastest_right_tiles_win(device: str) -> None:
-    tuner, lines = make_tuner(device, FakeTimer(3.0, 2.0, 1.0))
+    table = TileTable([(LINEAR.product, 1, GEMV)])
+    tuner = make_tuner(device, table, {None: 3.0, GEMV: 2.0, OTHER: 1.0})
 
-    assert tuner.best(LINEAR, 1, [GEMV, OTHER]) == OTHER
-    assert "WRONG" not in lines[0]
+    tuner.tune(LINEAR, 1, [GEMV, OTHER])
+
+    assert table.choose(LINEAR.product, 1) == OTHER
 
 
 def test_the_library_wins_where_nothing_is_faster(device: str) -> None:
-    tuner, lines = make_tuner(device, FakeTimer(1.0, 2.0, 1.0))
+    table = TileTable([(LINEAR.product, 1, GEMV)])
+    tuner = make_tuner(device, table, {None: 1.0, GEMV: 2.0, OTHER: 2.0})
 
-    assert tuner.best(LINEAR, 1, [GEMV, OTHER]) is None
-    assert "is the best" in lines[0]
+    tuner.tune(LINEAR, 1, [OTHER])
+
+    assert table.choose(LINEAR.product, 1) is None
+
+
+def test_out_of_time_the_table_stays_as_it_was(device: str) -> None:
+    table = TileTable([(LINEAR.product, 1, GEMV)])
+    tuner = Tuner(
+        table,
+        lambda _: 1.0,
+        lambda _: None,
+        device=torch.device(device),
+        dtype=torch.float32,
+        stop_at=0.0,
+    )
+
+    tuner.tune(LINEAR, 1, [OTHER])
+
+    assert table.choose(LINEAR.product, 1) == GEMV
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 64])
@@ -68,7 +82,7 @@ def test_candidates_begin_with_the_default_and_are_the_same_each_time(
             assert 6144 % tiles.columns == 0
 
 
-def test_linears_are_those_of_a_models_part(tmp_path: Path) -> None:
+def test_linears_are_those_of_the_model(tmp_path: Path) -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 640,
@@ -83,15 +97,15 @@ def test_linears_are_those_of_a_models_part(tmp_path: Path) -> None:
 
     shapes = {
         linear.name: (linear.product.num_rows, linear.product.num_inputs)
-        for linear in linears_of(tmp_path, 2, 0)
+        for linear in linears_of(tmp_path, 0)
     }
 
     assert shapes == {
-        "qkv": (192, 256),
-        "out": (256, 128),
-        "gate_up": (512, 256),
-        "down": (256, 256),
-        "head": (320, 256),
+        "qkv": (384, 256),
+        "out": (256, 256),
+        "gate_up": (1024, 256),
+        "down": (256, 512),
+        "head": (640, 256),
     }
 
 
