@@ -51,6 +51,8 @@ class Tunnel:
             task.cancel()
         tasks = asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True)
         self._loop.run_until_complete(tasks)
+        # Transports close in the turn after the one in which they are told to.
+        self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,8 +66,9 @@ class Tunnel:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
-        except OSError:
-            # An abrupt end, as from a server that is not there.
+        except (OSError, asyncio.CancelledError):
+            # An abrupt end, as from a server that is not there. Only the tunnel's end cancels, and
+            # a server of streams would report that as an error.
             writer.transport.abort()
             return
         directions = [
@@ -75,8 +78,9 @@ class Tunnel:
         try:
             await asyncio.wait(directions)
         except asyncio.CancelledError:
-            # Only the tunnel's end cancels, and a server of streams reports it as an error.
-            pass
+            # What is not yet passed on would keep them open.
+            writer.transport.abort()
+            far_writer.transport.abort()
         finally:
             for task in directions:
                 task.cancel()
