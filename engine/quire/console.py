@@ -1,7 +1,11 @@
 """What a supervisor prints: its own lines, and those of its children under their names."""
 
+import json
+import logging
 import sys
-from typing import TextIO
+from typing import Any, TextIO
+
+from quire_engine.rpc.logs import JsonFormatter
 
 _COLOURS = (36, 35, 33, 34, 32)  # cyan, magenta, yellow, blue, green
 _ERASE_LINE = "\r\033[K"
@@ -60,6 +64,38 @@ class Console:
         self._has_progress = not final
         self._out.write(f"{erase}{text}\n" if final else f"{erase}{text}")
         self._out.flush()
+
+
+class JsonConsole(Console):
+    """Writes JSON objects alone, with `process` saying whose line it is."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        super().__init__(out, is_terminal=False)
+        self._formatter = JsonFormatter()
+
+    def say(self, text: str) -> None:
+        self._write(self._line("serve", text), final=True)
+
+    def relay(self, name: str, text: str, *, final: bool) -> None:
+        if final:
+            self._write(self._line(name, text), final=True)
+
+    def _line(self, name: str, text: str) -> str:
+        entry = _json_object(text)
+        if entry is None:  # not from a log of ours
+            record = logging.LogRecord("quire.serve", logging.INFO, "", 0, text, None, None)
+            entry = json.loads(self._formatter.format(record))
+        return json.dumps({**entry, "process": name})
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.startswith("{"):
+        return None
+    try:
+        entry = json.loads(text)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) else None
 
 
 def _last_state(line: bytes) -> str:

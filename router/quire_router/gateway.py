@@ -43,6 +43,8 @@ Handler = Callable[[Exchange, dict[str, Any]], Coroutine[Any, Any, None]]
 
 FAMILIES = {"/v1/models/": "/v1/models/{id}", "/page/": "/page/{file}"}
 """Names that metrics have for paths by how they begin."""
+PROBES = frozenset({"/health", "/metrics", "/ping", "/ready", "/readyz"})
+"""Routes that machines ask for all the time: only their failures are news."""
 CLIENT_CLOSED_REQUEST = 499
 """Status of a request whose client went away, in metrics; nginx's name for it."""
 
@@ -111,8 +113,10 @@ class Gateway:
         self._metrics.request_s.labels(route).observe(elapsed_s)
         exchange.trace.ended(exchange.status, exchange.failure)
         if self._logs_access:
+            is_probe = route in PROBES and exchange.status < 400
             # The route and not the path: whatever else a client writes there may be a secret.
-            access_logger.info(
+            access_logger.log(
+                logging.DEBUG if is_probe else logging.INFO,
                 "access method=%s route=%s status=%d duration_ms=%.1f client=%s",
                 exchange.scope["method"],
                 route,

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from quire.child import Child, ChildFailedError, ChildSpec, describe_status, restart_delay_s
-from quire.console import Console, LineSplitter
+from quire.console import Console, JsonConsole, LineSplitter
 from quire.supervisor import Supervisor
 from serve_process import wait_until
 
@@ -273,3 +274,18 @@ def test_children_die_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     children = [pid for name in names for pid in pids(tmp_path, name)]
     wait_until(lambda: not any(map(is_alive, children)), timeout_s=WAIT_S, what="children ended")
     assert not (tmp_path / "ended").exists()
+
+
+def test_with_json_every_line_is_an_object_that_says_whose_it_is() -> None:
+    out = io.StringIO()
+    console = JsonConsole(out)
+
+    console.say("Starting")
+    console.relay("engine 0", '{"level": "warning", "message": "lost"}', final=True)
+    console.relay("engine 0", "10%", final=False)
+    console.relay("router", "{not json", final=True)
+
+    said, logged, other = map(json.loads, out.getvalue().splitlines())
+    assert (said["process"], said["message"]) == ("serve", "Starting")
+    assert logged == {"level": "warning", "message": "lost", "process": "engine 0"}
+    assert (other["process"], other["message"]) == ("router", "{not json")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quire.child import Child, ChildSpec
-from quire.console import Console
+from quire.console import Console, JsonConsole
 from quire.deployment import Deployment
 from quire.extras import require_extra
 from quire.probe import RouterProbe
@@ -44,7 +44,9 @@ def run(prog: str, arguments: Sequence[str]) -> int:
     socket_dir = Path(tempfile.mkdtemp(prefix="quire-", dir=_short_temp_dir()))
     try:
         deployment = make_deployment(namespace, host, port, socket_dir)
-        return asyncio.run(supervise(deployment, _api_key(namespace), _grace_s(namespace)))
+        is_json = getattr(namespace, "log_format", "text") == "json"
+        console = JsonConsole() if is_json else Console()
+        return asyncio.run(supervise(deployment, _api_key(namespace), _grace_s(namespace), console))
     finally:
         shutil.rmtree(socket_dir, ignore_errors=True)
 
@@ -150,10 +152,12 @@ def make_deployment(
     )
 
 
-async def supervise(deployment: Deployment, api_key: str, grace_s: float) -> int:
+async def supervise(
+    deployment: Deployment, api_key: str, grace_s: float, console: Console | None = None
+) -> int:
     """Run router and engines until told to stop."""
     started_at = time.monotonic()
-    console = Console()
+    console = console or Console()
     probe = RouterProbe(host=deployment.probe_host, port=deployment.port, api_key=api_key)
     router = ChildSpec(
         name="router", command=deployment.router_command(), is_ready=probe.is_listening

@@ -1,5 +1,6 @@
 """`python -m quire_engine.testing`: a fake engine as a process, with the flags of a real one."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     process = parser.build(FakeProcessConfig, namespace)
     config = parser.build(EngineConfig, namespace)
     server = parser.build(ServerConfig, namespace)
-    return run_program(parser, lambda: load_fake(config, model, process), server)
+    return run_program(parser, lambda: load_fake(config, model, process, server), server)
 
 
 async def load_fake(
-    config: EngineConfig, model: FakeModel, process: FakeProcessConfig
+    config: EngineConfig, model: FakeModel, process: FakeProcessConfig, server: ServerConfig
 ) -> tuple[Core, ModelCard]:
     """Start a fake core, in a thread or in a process."""
     card = fake_card(config, config.model.served_model_name or ("fake",))
@@ -52,6 +53,8 @@ async def load_fake(
         prefix_model=card.prefix_model,
         eos_token_ids=card.eos_token_ids,
         runner_factory=RUNNER_FACTORY,
+        log_level=logging.getLevelNamesMapping()[server.log_level.upper()],
+        log_format=server.log_format,
     )
     return core, card
 
