@@ -31,6 +31,7 @@ from quire_router.config import RouterConfig
 from quire_router.dispatcher import PoolDispatcher
 from quire_router.errors import ConfigError
 from quire_router.gateway import access_logger
+from quire_router.workers.accepting import Acceptor
 from quire_router.workers.memory import WorkerMemory
 from quire_router.workers.process_metrics import LoneProcessCollector
 from quire_router.workers.share import WorkerShare
@@ -74,6 +75,36 @@ class QuietServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `Shutdown`."""
         yield
+
+
+class WorkerServer(QuietServer):
+    """uvicorn whose connections are accepted from a socket that other processes have too."""
+
+    def __init__(self, config: uvicorn.Config, share: WorkerShare) -> None:
+        super().__init__(config)
+        self._share = share
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept from the one socket there is."""
+        assert sockets is not None, "a worker inherits its socket"
+        await super().startup(sockets=[])
+        connections = self.server_state.connections
+        acceptor = Acceptor(sockets[0], self._share, self._protocol, lambda: len(connections))
+        self._accepting = asyncio.create_task(acceptor.run())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nothing more, then do as uvicorn does."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 class Shutdown:
@@ -162,7 +193,8 @@ async def _serve(
     registry = _registry() if share is None else share.registry()
     dispatcher = PoolDispatcher(config, registry, environment=os.environ, share=share)
     app = RouterApp(config, dispatcher, registry, api_keys=api_keys, environment=os.environ)
-    server = QuietServer(uvicorn_config(app))
+    served = uvicorn_config(app)
+    server = QuietServer(served) if share is None else WorkerServer(served, share)
     shutdown = Shutdown(
         server, app, delay_s=config.shutdown_delay, timeout_s=config.shutdown_timeout
     )
@@ -247,5 +279,6 @@ def _configure_logging(config: RouterConfig) -> None:
     configure_logging(config.log_level, config.log_format)
     if config.log_level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        # Asked for by a flag of its own: --log-level does not hide it.
+    if config.access_log:
+        # Asked for by a flag of its own, so --log-level does not hide it.
         access_logger.setLevel(logging.INFO)

@@ -45,10 +45,12 @@ class Status(enum.IntEnum):
     VALUE_NAMES_END = 5
     """Bytes of names that are complete."""
     NUM_VIEWS = 6
-    NUM_READY = 8
-    """Replicas that it can send requests to."""
     RING_END = 7
     """Words ever written to the ring."""
+    NUM_READY = 8
+    """Replicas that it can send requests to."""
+    NUM_OPEN = 9
+    """Connections that it has accepted and that are open."""
 
 
 class Flag(enum.IntFlag):

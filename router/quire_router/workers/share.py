@@ -20,6 +20,8 @@ from quire_router.workers.survey import Survey
 from quire_router.workers.values import Adopter, SharedValues
 from quire_router.workers.views import Views, WorkerView
 
+BEAT_S = 1.0
+"""A worker that has not published for so long is busy, or hangs."""
 JOIN_POLL_S = 0.02
 MAX_JOIN_S = 5.0
 
@@ -54,6 +56,7 @@ class WorkerShare:
         self._other_slots = others
         self._other_rows = [Rows(other) for other in others]
         self._versions: list[int] = []
+        self._beats = [(0, 0.0)] * len(others)
         self._heard = [
             (rows, SentPrompts(other)) for rows, other in zip(self._other_rows, others, strict=True)
         ]
@@ -63,7 +66,8 @@ class WorkerShare:
         self._rows.release_all()
         self.values.clear_gauges()
         self._views.publish(WorkerView())
-        slot.words[Status.FLAGS] = slot.words[Status.NUM_READY] = 0
+        for status in (Status.FLAGS, Status.NUM_READY, Status.NUM_OPEN):
+            slot.words[status] = 0
         slot.words[Status.PID] = os.getpid()
 
     def open_account(self, address: str) -> Account:
@@ -108,6 +112,7 @@ class WorkerShare:
         if is_synced:
             words[Status.FLAGS] |= Flag.SYNCED
         words[Status.BEATS] += 1
+        self._note_beats()
 
     def registry(self) -> CollectorRegistry:
         """Return a registry that shows what all workers have."""
@@ -119,6 +124,16 @@ class WorkerShare:
         ):
             registry.register(collector)
         return registry
+
+    def is_crowded(self, num_open: int) -> bool:
+        """Note how many connections are open here; whether a worker that is free has fewer."""
+        self._slot.words[Status.NUM_OPEN] = num_open
+        now = time.monotonic()
+        return any(
+            slot.words[Status.NUM_OPEN] < num_open
+            for slot, (_, at) in zip(self._other_slots, self._beats, strict=True)
+            if now - at < BEAT_S and Flag.SERVING in slot.flags
+        )
 
     def serve(self) -> None:
         """Say that this worker accepts connections."""
@@ -141,6 +156,12 @@ class WorkerShare:
         """Whether every worker that serves can send requests to a replica."""
         serving = self._serving()
         return bool(serving) and all(slot.num_ready for slot in serving)
+
+    def _note_beats(self) -> None:
+        for number, slot in enumerate(self._other_slots):
+            beats = slot.words[Status.BEATS]
+            if beats != self._beats[number][0]:
+                self._beats[number] = beats, time.monotonic()
 
     def _has_joined(self) -> bool:
         num_ready = max((slot.num_ready for slot in self._serving()), default=0)
