@@ -12,7 +12,7 @@ from local_cluster.addresses import (
     SERVICE_RANGE,
     SIMULATED_POD_RANGE,
 )
-from local_cluster.gpu_nodes import NODE_STAGE
+from local_cluster.gpu_nodes import KWOK_OPTIONS, NODE_STAGE
 from local_cluster.identity import Identities
 from local_cluster.tools import Tools
 
@@ -117,8 +117,8 @@ class ControlPlane:
         return [str(self.tools.coredns), "-conf", str(path)]
 
     def _kwok(self) -> list[str]:
-        path = self.folder / "kwok.json"
-        path.write_text(json.dumps(NODE_STAGE))  # JSON is YAML
+        path = self.folder / "kwok.yaml"
+        path.write_text("\n---\n".join(map(json.dumps, (KWOK_OPTIONS, NODE_STAGE))))
         return [
             *(str(self.tools.kwok), f"--kubeconfig={self.identities.kubeconfig('admin')}"),
             f"--config={path}",

@@ -13,6 +13,17 @@ GPU_TAINT: Mapping[str, str] = {
     "effect": "NoSchedule",
 }
 
+KWOK_OPTIONS: Mapping[str, Any] = {
+    "apiVersion": "config.kwok.x-k8s.io/v1alpha1",
+    "kind": "KwokConfiguration",
+    "options": {
+        # Four at a time are too few for 200 nodes' Leases where the API server is slow to answer.
+        "nodeLeaseParallelism": 32,
+        "nodePlayStageParallelism": 16,
+        "podPlayStageParallelism": 16,
+    },
+}
+
 NODE_STAGE: Mapping[str, Any] = {
     "apiVersion": "kwok.x-k8s.io/v1alpha1",
     "kind": "Stage",
