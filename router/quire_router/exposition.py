@@ -1,4 +1,4 @@
-"""Writes metrics in the text format of Prometheus, in half the time of the client library.
+"""Writes metrics in the text format of Prometheus, in a fraction of the client library's time.
 
 The text is the same. A router shows dozens of series per replica, from the event loop that also
 streams tokens: with a hundred replicas the library's writer would hold it up for a token's time.
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
+
+from quire_router.series import SeriesMetric, number, start_of_line
 
 APART = ("_created", "_gsum", "_gcount")
 """Samples that only OpenMetrics knows; here each kind is a gauge of its own, after the others."""
@@ -29,6 +30,9 @@ def _family(metric: Metric) -> Iterator[str]:
     apart: dict[str, list[str]] = {}
     name = metric.name + NAME_SUFFIXES.get(metric.type, "")
     yield _header(name, TYPES.get(metric.type, metric.type), metric.documentation)
+    if isinstance(metric, SeriesMetric):
+        yield from metric.lines()
+        return
     special = {metric.name + suffix: suffix for suffix in APART}
     for sample in metric.samples:
         suffix = special.get(sample.name)
@@ -47,21 +51,4 @@ def _header(name: str, kind: str, help_: str) -> str:
 
 
 def _line(sample: Sample) -> str:
-    value = float(sample.value)
-    number = repr(value) if 0.0 <= value < 1e6 else _go(value)
-    labels = sample.labels
-    if not labels:
-        return f"{sample.name} {number}\n"
-    pairs = labels.items() if len(labels) == 1 else sorted(labels.items())
-    text = ",".join([f'{label}="{_escaped(value)}"' for label, value in pairs])
-    return f"{sample.name}{{{text}}} {number}\n"
-
-
-def _go(value: float) -> str:
-    return str(floatToGoString(value))  # type: ignore[no-untyped-call]  # theirs
-
-
-def _escaped(value: str) -> str:
-    if "\\" in value or "\n" in value or '"' in value:
-        return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-    return value
+    return f"{start_of_line(sample.name, sample.labels)}{number(sample.value)}\n"

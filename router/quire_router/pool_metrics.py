@@ -7,14 +7,10 @@ of a replica that is gone are gone with it.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from enum import Enum
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    Metric,
-    SummaryMetricFamily,
-)
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from quire_router import metric_catalogue as catalogue
@@ -22,7 +18,9 @@ from quire_router.metric_catalogue import Declared
 from quire_router.policy import Candidate
 from quire_router.prefix_index import IndexMode
 from quire_router.replica import Replica, ReplicaState
+from quire_router.replica_account import VERDICTS
 from quire_router.replica_view import ReplicaView
+from quire_router.series import Series, SeriesMetric
 
 PREFIX = f"{catalogue.PREFIX}replica_"
 
@@ -50,6 +48,17 @@ READ: dict[str, Callable[[ReplicaView], float]] = {
     "connections": lambda v: v.counts.num_connections,
     "kv_subscriptions": lambda v: v.counts.num_kv_subscriptions,
 }
+NUMBERS = (*catalogue.REPLICA_NUMBERS, *catalogue.REPLICA_TOTALS)
+KINDS: dict[str, Iterable[Enum]] = {
+    catalogue.REPLICA_FAILURES.name: VERDICTS,
+    catalogue.REPLICA_STATE.name: ReplicaState,
+    catalogue.REPLICA_INDEX_MODE.name: IndexMode,
+}
+"""Values of the last label of families that have more than one series per replica."""
+SHOWN = (
+    *(*NUMBERS, catalogue.REPLICA_FIRST_TOKEN, catalogue.REPLICA_FAILURES),
+    *(catalogue.REPLICA_STATE, catalogue.REPLICA_INDEX_MODE),
+)
 
 
 class DispatchMetrics:
@@ -92,6 +101,8 @@ class ReplicaCollector(Collector):
 
     def __init__(self, views: Callable[[], Sequence[ReplicaView]]) -> None:
         self._views = views
+        self._addresses: tuple[str, ...] = ()
+        self._series: dict[str, list[Series]] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the registry need not collect to learn our names."""
@@ -99,12 +110,22 @@ class ReplicaCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         views = self._views()
-        for declared in (*catalogue.REPLICA_NUMBERS, *catalogue.REPLICA_TOTALS):
-            yield _numbers(declared, views)
-        yield _first_tokens(views)
-        yield _failures(views)
-        yield _states(views)
-        yield _modes(views)
+        self._name_series(tuple(view.facts.address for view in views))
+        for declared, values in _all_values(views):
+            series = self._series[declared.name]
+            yield SeriesMetric(declared.family, declared.help, declared.kind, series, values)
+
+    def _name_series(self, addresses: tuple[str, ...]) -> None:
+        """Name the series of these replicas, unless they are the same as before."""
+        if addresses == self._addresses and self._series:
+            return
+        self._addresses = addresses
+        self._series = {
+            declared.name: [
+                series for address in addresses for series in _series(declared, address)
+            ]
+            for declared in SHOWN
+        }
 
 
 def _age_s(since: float) -> float:
@@ -118,47 +139,29 @@ def _decision_mode(replicas: Iterable[Replica]) -> str:
     return "exact" if IndexMode.EXACT in modes else "off"
 
 
-def _family(declared: Declared) -> GaugeMetricFamily | CounterMetricFamily:
-    type_ = CounterMetricFamily if declared.kind == "counter" else GaugeMetricFamily
-    return type_(declared.family, declared.help, labels=declared.labels)
+def _series(declared: Declared, address: str) -> list[Series]:
+    """Return the series that one replica has of a family, in the order of `_all_values`."""
+    label, *more = declared.labels
+    own = {label: address}
+    if declared.kind == "summary":
+        return [Series.of(f"{declared.name}{part}", own) for part in ("_count", "_sum")]
+    if not more:
+        return [Series.of(declared.name, own)]
+    return [
+        Series.of(declared.name, own | {more[0]: value.value}) for value in KINDS[declared.name]
+    ]
 
 
-def _numbers(declared: Declared, views: Iterable[ReplicaView]) -> Metric:
-    family = _family(declared)
-    read = READ[declared.family.removeprefix(PREFIX)]
-    for view in views:
-        family.add_metric([view.facts.address], float(read(view)))
-    return family
-
-
-def _first_tokens(views: Iterable[ReplicaView]) -> Metric:
-    declared = catalogue.REPLICA_FIRST_TOKEN
-    family = SummaryMetricFamily(declared.name, declared.help, labels=declared.labels)
-    for view in views:
-        counts = view.counts
-        family.add_metric([view.facts.address], counts.num_first_tokens, counts.first_token_s)
-    return family
-
-
-def _failures(views: Iterable[ReplicaView]) -> Metric:
-    family = _family(catalogue.REPLICA_FAILURES)
-    for view in views:
-        for verdict, num in view.counts.num_failures.items():
-            family.add_metric([view.facts.address, verdict.value], num)
-    return family
-
-
-def _states(views: Iterable[ReplicaView]) -> Metric:
-    family = _family(catalogue.REPLICA_STATE)
-    for view in views:
-        for state in ReplicaState:
-            family.add_metric([view.facts.address, state.value], view.facts.state is state)
-    return family
-
-
-def _modes(views: Iterable[ReplicaView]) -> Metric:
-    family = _family(catalogue.REPLICA_INDEX_MODE)
-    for view in views:
-        for mode in IndexMode:
-            family.add_metric([view.facts.address, mode.value], view.facts.index_mode is mode)
-    return family
+def _all_values(views: Sequence[ReplicaView]) -> Iterator[tuple[Declared, list[float]]]:
+    for declared in NUMBERS:
+        read = READ[declared.family.removeprefix(PREFIX)]
+        yield declared, [read(view) for view in views]
+    counts = [view.counts for view in views]
+    first_tokens = [(each.num_first_tokens, each.first_token_s) for each in counts]
+    yield catalogue.REPLICA_FIRST_TOKEN, [number for pair in first_tokens for number in pair]
+    failures = [num for each in counts for num in each.num_failures.values()]
+    yield catalogue.REPLICA_FAILURES, failures
+    facts = [view.facts for view in views]
+    yield catalogue.REPLICA_STATE, [each.state is state for each in facts for state in ReplicaState]
+    modes = [each.index_mode is mode for each in facts for mode in IndexMode]
+    yield catalogue.REPLICA_INDEX_MODE, modes

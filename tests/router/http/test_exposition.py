@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from quire_router.exposition import exposition
+from quire_router.series import Series, SeriesMetric
 
 texts = st.text(max_size=20)
 numbers = st.one_of(st.floats(), st.integers(-(10**12), 10**12))
@@ -51,5 +52,21 @@ def test_odd_numbers_are_written_alike(value: float) -> None:
 
     registry = CollectorRegistry()
     registry.register(Odd())
+
+    assert exposition(registry) == generate_latest(registry)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(texts, texts, numbers), max_size=5))
+def test_a_family_of_kept_series_is_written_alike(rows: list[tuple[str, str, float]]) -> None:
+    series = [Series.of("kept_total", {"zone": zone, "area": area}) for zone, area, _ in rows]
+    values = [value for _, _, value in rows]
+
+    class Kept(Collector):
+        def collect(self) -> Iterable[Metric]:
+            yield SeriesMetric("kept", "Kept.", "counter", series, values)
+
+    registry = CollectorRegistry()
+    registry.register(Kept())
 
     assert exposition(registry) == generate_latest(registry)
