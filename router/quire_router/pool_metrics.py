@@ -152,7 +152,7 @@ def _series(declared: Declared, address: str) -> list[Series]:
     ]
 
 
-def _all_values(views: Sequence[ReplicaView]) -> Iterator[tuple[Declared, list[float]]]:
+def _all_values(views: Sequence[ReplicaView]) -> Iterator[tuple[Declared, Sequence[float]]]:
     for declared in NUMBERS:
         read = READ[declared.family.removeprefix(PREFIX)]
         yield declared, [read(view) for view in views]

@@ -38,7 +38,7 @@ class SeriesMetric(Metric):
         super().__init__(name, help_, kind)
 
     @property
-    def samples(self) -> list[Sample]:  # type: ignore[override]  # theirs is an attribute
+    def samples(self) -> list[Sample]:
         pairs = zip(self._series, self._values, strict=True)
         return [Sample(series.name, dict(series.labels), value) for series, value in pairs]
 
