@@ -141,7 +141,7 @@ def measure_throughput(
         prompts = [_prompt(request) for request in requests]
         params = [sampling_params(config, request.output_len) for request in requests]
         with metered(llm.llm_engine) as run:
-            outputs = llm.generate(prompts, params, use_tqdm=sys.stderr.isatty())
+            outputs = llm.generate(prompts, params)
         figures = summarize_runs([run], [outputs], roofline_of(llm, ceilings))
     finally:
         llm.close()
