@@ -1,6 +1,7 @@
 """The spans of a request that the router makes, for an OpenTelemetry collector.
 
     POST /v1/chat/completions           server   the whole answer, what was asked for and used
+    |- prepare                          internal reading, checking, rendering and tokenizing it
     |- route                            internal from the request, or a failure, to a choice
     |- quire.engine.v1.Engine/Session   client   one replica's attempt; the engine's spans are below
     |- route, .../Session ...           again, when a replica failed it
@@ -72,6 +73,8 @@ class RequestSpan(RequestTrace):
         self.below = tracing.below(span)
         self.is_recording = span.is_recording()
         self._began_at = time.monotonic()
+        self._began_ns = time.time_ns()
+        self._is_prepared = False
         self._first_token_s: float | None = None
         self._finish_reasons: list[str] = []
         self._usage = pb.Usage()
@@ -95,6 +98,9 @@ class RequestSpan(RequestTrace):
         self._span.set_attributes(attributes)
 
     def generation(self) -> GenerationTrace:
+        if not self._is_prepared:  # all prompts are, when the first one is sent
+            self._is_prepared = True
+            self.tracing.start("prepare", self.below, at_ns=self._began_ns).end()
         return RouteSpans(self)
 
     def responded(self, response: pb.GenerateResponse, finish_reasons: list[str]) -> None:

@@ -89,13 +89,13 @@ async def test_one_trace_leads_from_the_client_to_the_engines_phases(
         receiver = running.receiver
 
     spans = {span.name: span for span in receiver.spans}
-    assert len(receiver.spans) == len(spans) == 7
+    assert len(receiver.spans) == len(spans) == 8
     http, call, request = spans[HTTP_SPAN], spans[CALL_SPAN], spans["llm_request"]
     assert {span.trace_id for span in receiver.spans} == {TRACE_ID}
     assert {span.tracestate for span in receiver.spans} == {"vendor=1"}
     assert {span.status for span in receiver.spans} == {0}
     assert http.parent_id == PARENT_ID
-    assert spans[ROUTE_SPAN].parent_id == call.parent_id == http.span_id
+    assert {spans[name].parent_id for name in ("prepare", ROUTE_SPAN, CALL_SPAN)} == {http.span_id}
     assert request.parent_id == call.span_id
     assert {spans[name].parent_id for name in ENGINE_SPANS[1:]} == {request.span_id}
     assert {spans[name].service for name in ENGINE_SPANS} == {"quire-engine"}
@@ -109,10 +109,12 @@ async def test_one_trace_leads_from_the_client_to_the_engines_phases(
 
 def check_times(spans: dict[str, Received]) -> None:
     queue, prefill, decode = (spans[name] for name in ENGINE_SPANS[1:])
+    assert spans["prepare"].end_ns <= spans[ROUTE_SPAN].start_ns
     assert queue.end_ns == prefill.start_ns
     assert prefill.end_ns == decode.start_ns
     assert spans["llm_request"].start_ns == queue.start_ns
     for outer, inner in (
+        (HTTP_SPAN, "prepare"),
         (HTTP_SPAN, ROUTE_SPAN),
         (HTTP_SPAN, CALL_SPAN),
         (CALL_SPAN, "llm_request"),
@@ -120,9 +122,9 @@ def check_times(spans: dict[str, Received]) -> None:
     ):
         assert spans[outer].start_ns <= spans[inner].start_ns
         assert spans[inner].start_ns <= spans[inner].end_ns <= spans[outer].end_ns
-    # Six tokens of at least 5 ms each: the first is prefill's, the others are decode's.
+    # Six steps of 5 ms, of which the first is prefill's.
     assert prefill.end_ns - prefill.start_ns >= 5e6
-    assert decode.end_ns - decode.start_ns >= 5 * 5e6
+    assert decode.end_ns - prefill.start_ns >= 6 * 5e6
 
 
 def check_attributes(spans: dict[str, Received]) -> None:
@@ -169,7 +171,7 @@ async def test_clients_decide_what_is_sampled_and_nothing_they_wrote_is_sent() -
     text, chat, wrong = (s for s in receiver.spans if s.name.startswith("POST"))
     assert len({text.trace_id, chat.trace_id, wrong.trace_id}) == 3
     assert {text.parent_id, chat.parent_id, wrong.parent_id} == {""}
-    assert len(receiver.trace(text.trace_id)) == len(receiver.trace(chat.trace_id)) == 7
+    assert len(receiver.trace(text.trace_id)) == len(receiver.trace(chat.trace_id)) == 8
     assert [span.name for span in receiver.trace(wrong.trace_id)] == [HTTP_SPAN]
     assert wrong.attributes["error.type"] == "model_not_found"
     assert wrong.attributes["http.response.status_code"] == 404

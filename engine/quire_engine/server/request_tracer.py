@@ -23,7 +23,7 @@ REQUEST_SPAN = "llm_request"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedRequest:
-    """All that is known of a request when it has ended; times are the event loop's clock."""
+    """All that is known of a request when it has ended; times are of `time.monotonic`."""
 
     origin: Origin
     params: SamplingParams
@@ -52,11 +52,11 @@ class RequestTracer:
 
     def ended(self, request: EndedRequest) -> None:
         """Make the spans; they are sent by another thread."""
-        # The wall clock is read once, so that the spans of a request keep their distances.
-        now_ns = time.time_ns()
+        # Both clocks are read once, so that the spans of a request keep their distances.
+        now_ns, now = time.time_ns(), time.monotonic()
 
         def at(moment: float) -> int:
-            return now_ns - int((request.ended_at - moment) * 1e9)
+            return now_ns - int((now - moment) * 1e9)
 
         tracing = self._tracing
         context = tracing.context(request.origin.trace)
