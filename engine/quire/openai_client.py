@@ -150,6 +150,10 @@ class OpenAIClient:
             raise ServerError(f"{response.status}: {reason}", status=response.status)
 
     def _unreachable(self, error: Exception) -> ServerError:
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            return ServerError(f"{self.url}: there is no host {error.host}")
+        if isinstance(error, aiohttp.ClientSSLError):
+            return ServerError(f"{self.url} does not speak TLS as it should: {error.os_error}")
         if isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
             return ServerError(f"nothing listens at {self.url} (`quire serve` starts a server)")
         reason = " ".join(str(error).split())[:MAX_REASON_LEN]

@@ -191,6 +191,19 @@ async def test_nobody_there_is_told_in_one_line() -> None:
     assert err.count("\n") == 1
 
 
+async def test_a_name_that_is_no_host_and_a_server_without_tls_are_told_apart(
+    deployment: Deployment,
+) -> None:
+    https = deployment.router.url.replace("http:", "https:")
+
+    nowhere = await run_quire("top", "http://no-such-host.invalid")
+    plain = await run_quire("top", https)
+
+    assert (nowhere[0], plain[0]) == (1, 1)
+    assert nowhere[2].endswith("there is no host no-such-host.invalid\n")
+    assert plain[2].startswith(f"quire top: error: {https} does not speak TLS as it should")
+
+
 async def test_another_server_is_told_from_a_router() -> None:
     async with OpenAIServer().run() as server:
         status, out, err = await run_quire("top", server.url)
