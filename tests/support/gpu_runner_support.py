@@ -20,6 +20,7 @@ from quire_engine.runner.gpu.cache import GpuKvCache
 from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.parts import GpuParts
 from quire_engine.runner.gpu.runner import GpuRunner
+from quire_engine.runner.group.collectives import join
 from quire_engine.runner.group.rank import ONLY_RANK, Rank
 from quire_engine.runner.memory import KvCache, Limits
 from quire_engine.runner.plan import ModelRunner
@@ -85,7 +86,7 @@ class Setting:
             self._weights(rank.share),
             max_len=256,
             max_num_tokens=self.limits.max_num_batched_tokens,
-            group=rank.join(torch.device("cpu")),
+            group=join(rank, torch.device("cpu")),
         )
         cache = GpuKvCache(
             spec,

@@ -92,9 +92,11 @@ def load_gpu_runner(
         others_bytes = used_bytes(device)
     group, group_bytes = ALONE, 0
     if rank.share.size > 1:
+        from quire_engine.runner.group.collectives import join
+
         rank.reach("context")
         with phases.time("group"):
-            group = rank.join(device)
+            group = join(rank, device)
             group_bytes = used_bytes(device) - others_bytes
     with torch.inference_mode():
         with phases.time("weights"):

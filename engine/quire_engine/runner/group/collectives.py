@@ -5,7 +5,6 @@ Legend: S lines, V vocabulary, W a rank's part of it.
 
 import logging
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ import torch.distributed._symmetric_memory as symmetric_memory
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from quire_engine.model.share import Share
-from quire_engine.runner.group.group import Group
+from quire_engine.runner.group.group import ALONE, Group
+from quire_engine.runner.group.rank import Rank
+from quire_engine.runner.group.wire import TIMEOUT
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = timedelta(minutes=10)
-"""For ranks to meet; compiling kernels for the first time may come in between."""
 NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 """Sums do not need NVLink multicast, which has put whole hosts out of service."""
 SYMMETRIC_DTYPES = (torch.bfloat16, torch.float32)
@@ -30,7 +29,6 @@ class ProcessGroup(Group):
     """A rank among several, each in a process of its own: NCCL on GPUs, gloo on CPUs."""
 
     def __init__(self, share: Share, store: TCPStore, device: torch.device) -> None:
-        """Meet the others; returns when all are there."""
         os.environ.update({name: os.environ.get(name, off) for name, off in NO_MULTICAST.items()})
         self.share, self._device = share, device
         self._is_cuda = device.type == "cuda"
@@ -76,14 +74,6 @@ class ProcessGroup(Group):
         dist.all_reduce(number, dist.ReduceOp.MIN)
         return int(number)
 
-    def close(self) -> None:
-        if not dist.is_initialized():
-            return
-        if self._is_cuda:  # the others may be gone: nothing is waited for
-            dist.distributed_c10d._abort_process_group()
-        else:
-            dist.destroy_process_group()
-
     def _shared(self, num_rows: int, width: int, dtype: torch.dtype) -> torch.Tensor | None:
         """Return memory that all ranks see; None, on all of them, if one cannot have it."""
         problem, memory = self._obstacle(width, dtype), None
@@ -115,6 +105,21 @@ class ProcessGroup(Group):
             rank for rank in others if not torch.cuda.can_device_access_peer(self._device, rank)
         ]
         return f"GPU {self.share.rank} cannot access GPU {blind[0]}" if blind else ""
+
+
+def join(rank: Rank, device: torch.device) -> Group:
+    """Meet the other ranks, if there are any; returns when all are there."""
+    return ALONE if rank.share.size == 1 else ProcessGroup(rank.share, rank.store(), device)
+
+
+def leave() -> None:
+    """Forget the others, who may be gone: nothing is waited for."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "nccl":
+        dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()
 
 
 def _world() -> Any:

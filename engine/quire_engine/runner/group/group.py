@@ -30,8 +30,5 @@ class Group:
         """Return the smallest value of all ranks. Waits for them."""
         return value
 
-    def close(self) -> None:
-        """Leave the group."""
-
 
 ALONE = Group()

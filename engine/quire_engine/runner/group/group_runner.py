@@ -1,6 +1,7 @@
 """A runner of several ranks: this process's own, and workers that launch what it launches."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from quire_engine.errors import QuireError
@@ -47,6 +48,10 @@ class GroupRunner:
     @property
     def max_num_in_flight(self) -> int:
         return self._own.max_num_in_flight
+
+    @property
+    def worker_pids(self) -> Sequence[int]:
+        return self._workers.pids
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)

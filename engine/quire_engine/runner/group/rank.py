@@ -1,11 +1,8 @@
 """How a process takes part in a group while it builds its runner."""
 
-from typing import Protocol
-
-import torch
+from typing import Any, Protocol
 
 from quire_engine.model.share import WHOLE, Share
-from quire_engine.runner.group.group import ALONE, Group
 
 
 class Rank(Protocol):
@@ -16,8 +13,8 @@ class Rank(Protocol):
         """What of the model it has."""
         ...
 
-    def join(self, device: torch.device) -> Group:
-        """Meet the others; collective."""
+    def store(self) -> Any:
+        """Return the `torch.distributed.Store` at which the ranks meet."""
         ...
 
     def reach(self, stage: str) -> None:
@@ -34,8 +31,8 @@ class OnlyRank:
 
     share = WHOLE
 
-    def join(self, device: torch.device) -> Group:
-        return ALONE
+    def store(self) -> Any:
+        raise AssertionError("a rank alone meets nobody")
 
     def reach(self, stage: str) -> None:
         return

@@ -10,6 +10,7 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from typing import Any
 
 from quire_engine.runner.group.rank import Rank
@@ -17,6 +18,8 @@ from quire_engine.runner.plan import ModelRunner
 
 LENGTH_BYTES = 8
 HOST = "127.0.0.1"
+TIMEOUT = timedelta(minutes=10)
+"""For ranks to meet; compiling kernels for the first time may come in between."""
 READY = "ready"
 """The stage of a rank whose runner is built."""
 

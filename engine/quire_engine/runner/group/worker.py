@@ -12,21 +12,17 @@ import logging
 import os
 import select
 import signal
-import sys
 import threading
 import traceback
-
-import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from typing import Any, NoReturn
 
 from quire_engine.errors import ConfigError
 from quire_engine.model.share import Share
 from quire_engine.rpc.logs import configure_logging
-from quire_engine.runner.group.collectives import TIMEOUT, ProcessGroup
-from quire_engine.runner.group.group import Group
 from quire_engine.runner.group.wire import (
     HOST,
     READY,
+    TIMEOUT,
     Report,
     WorkerSpec,
     load_function,
@@ -46,9 +42,11 @@ class WorkerRank:
         self._spec = spec
         self.share = Share(spec.rank, spec.size)
 
-    def join(self, device: torch.device) -> Group:
-        store = TCPStore(HOST, self._spec.store_port, timeout=TIMEOUT)
-        return ProcessGroup(self.share, store, device)
+    def store(self) -> Any:
+        # Imported here: a worker is to hear of its parent's end before torch is loaded.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        return TCPStore(HOST, self._spec.store_port, timeout=TIMEOUT)
 
     def reach(self, stage: str) -> None:
         self.report(Report(stage=stage))
@@ -57,7 +55,7 @@ class WorkerRank:
         write_all(self._spec.report_fd, report.to_line())
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Follow the first rank until it is gone."""
     # Ctrl-C and service managers signal the whole group; the first rank decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -71,7 +69,7 @@ def main() -> int:
     except Exception as error:  # whatever it is, the first rank must hear of it
         logger.exception("start failed rank=%d", spec.rank)
         rank.report(_failure(spec, error))
-        return 1
+        os._exit(1)
     gc.collect()
     gc.freeze()
     rank.reach(READY)
@@ -79,7 +77,7 @@ def main() -> int:
         while True:
             # The result is the first rank's to look at.
             runner.launch(read_frame(STDIN))
-    return 0
+    os._exit(0)  # taking leave of others in a group waits for them
 
 
 def _failure(spec: WorkerSpec, error: Exception) -> Report:
@@ -97,4 +95,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

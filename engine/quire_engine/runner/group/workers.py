@@ -14,15 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from quire_engine.errors import ConfigError, QuireError
 from quire_engine.model.share import Share
 from quire_engine.rpc.logs import JsonFormatter
-from quire_engine.runner.group.collectives import TIMEOUT, ProcessGroup
-from quire_engine.runner.group.group import Group
-from quire_engine.runner.group.wire import HOST, Report, WorkerSpec, frame, write_all
+from quire_engine.runner.group.collectives import leave
+from quire_engine.runner.group.wire import HOST, TIMEOUT, Report, WorkerSpec, frame, write_all
 from quire_engine.runner.plan import StepPlan
 
 logger = logging.getLogger(__name__)
@@ -66,7 +64,6 @@ class Workers:
         self._error: QuireError | None = None
         self._is_closing = self._is_noticed = self._is_serving = False
         self._num_waiting = 0
-        self._group: Group | None = None
         self._workers: list[Worker] = []
         for rank in range(1, size):
             self._workers.append(_spawn(build, argument, Share(rank, size), self._store.port))
@@ -79,9 +76,8 @@ class Workers:
     def pids(self) -> Sequence[int]:
         return [worker.process.pid for worker in self._workers]
 
-    def join(self, device: torch.device) -> Group:
-        self._group = ProcessGroup(self.share, self._store, device)
-        return self._group
+    def store(self) -> Any:
+        return self._store
 
     def reach(self, stage: str) -> None:
         """Wait until all workers have got so far.
@@ -153,8 +149,7 @@ class Workers:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
-        if self._group is not None:
-            self._group.close()
+        leave()
 
     def _watch(self, worker: Worker) -> None:
         """Take in a worker's reports until it ends."""
