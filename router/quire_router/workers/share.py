@@ -1,7 +1,6 @@
 """One worker's hold on what all workers share."""
 
 import asyncio
-import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,11 +79,12 @@ class WorkerShare:
         return SharedAccount(row, others)
 
     def decision_numbers(self) -> Iterator[int]:
-        """Yield numbers that no decision of any worker has, in their order."""
-        words, step = self._slot.words, len(self._memory.slots)
-        for number in itertools.count(words[Status.NUM_DECISIONS] + 1):
-            words[Status.NUM_DECISIONS] = number
-            yield number * step + self._slot.number
+        """Yield numbers that no decision of any worker has, larger than all that are known."""
+        slots = self._memory.slots
+        while True:
+            last = max(slot.words[Status.NUM_DECISIONS] for slot in slots)
+            self._slot.words[Status.NUM_DECISIONS] = last + 1
+            yield (last + 1) * len(slots) + self._slot.number
 
     def sent(self, replica: Replica, hashes: Sequence[int]) -> None:
         """Tell the others of a prompt."""

@@ -153,6 +153,18 @@ async def test_every_worker_shows_the_same() -> None:
             stream.cancel()
 
 
+async def test_requests_are_numbered_in_the_order_of_their_decisions() -> None:
+    async with FakeEngine() as engine, workers([engine], 3) as dispatchers:
+        for number in (0, 0, 0, 0, 1, 2, 1, 1, 0):
+            await read(start(dispatchers[number], PROMPT))
+        reports = dispatchers[2].reports
+        await eventually(lambda: len(reports.requests()) == 9)
+
+    numbers = [request.number for request in reports.requests()]
+    assert numbers == sorted(numbers)
+    assert [number % 3 for number in numbers] == [0, 0, 0, 0, 1, 2, 1, 1, 0]
+
+
 async def test_what_changed_is_told_of_all_workers() -> None:
     async with FakeEngine() as engine, workers([engine], 2) as dispatchers:
         reports = dispatchers[0].reports
