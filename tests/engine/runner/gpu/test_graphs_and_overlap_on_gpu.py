@@ -26,7 +26,7 @@ INVARIANT: dict[str, Any] = {
     "enable_prefix_caching": False,
 }
 
-Told = dict[int, tuple[list[int], list[list[float]]]]
+Told = tuple[dict[int, list[int]], list[float]]
 
 
 def build(folder: Path, name: str, **options: Any) -> EngineCore:
@@ -49,30 +49,41 @@ def uniform(num_sequences: int) -> list[NewSequence]:
 
 
 def told(core: EngineCore, sequences: list[NewSequence]) -> Told:
-    """Return the tokens and logprobs of each sequence."""
+    """Return the tokens of each sequence, and their logprobs, which are sums of a batch's rows."""
     heard = run(core, sequences)
-    logprobs = {
-        seq_id: [piece.logprobs for output in outputs for piece in output.logprobs or []]
-        for seq_id, outputs in heard.items()
-    }
-    return {seq_id: (tokens, logprobs[seq_id]) for seq_id, tokens in tokens_of(heard).items()}
+    logprobs = [
+        value
+        for _, outputs in sorted(heard.items())
+        for output in outputs
+        for piece in output.logprobs or []
+        for value in piece.logprobs
+    ]
+    return tokens_of(heard), logprobs
+
+
+def assert_same(one: Told, other: Told) -> None:
+    assert one[0] == other[0]
+    assert one[1] == pytest.approx(other[1], abs=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_graphs_change_nothing_in_any_batch(name: str, tmp_path: Path) -> None:
     expected = told(build(tmp_path, name, **INVARIANT, enforce_eager=True), mixed(60))
 
-    assert told(build(tmp_path, name, **INVARIANT), mixed(60)) == expected
+    assert_same(told(build(tmp_path, name, **INVARIANT), mixed(60)), expected)
 
 
 @pytest.mark.parametrize("num_sequences", [1, 8, 64])
 def test_graphs_change_nothing_at_the_sizes_that_are_captured(
     num_sequences: int, tmp_path: Path
 ) -> None:
+    # Without a cache all prompts are one step, of a size that is captured or too large for it:
+    # where a graph pads, the library may multiply in another way.
+    options: dict[str, Any] = {"enable_prefix_caching": False}
     sequences = uniform(num_sequences)
-    expected = told(build(tmp_path, "llama", enforce_eager=True), sequences)
+    expected = told(build(tmp_path, "llama", **options, enforce_eager=True), sequences)
 
-    assert told(build(tmp_path, "llama"), sequences) == expected
+    assert_same(told(build(tmp_path, "llama", **options), sequences), expected)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -82,7 +93,7 @@ def test_overlap_changes_nothing(name: str, tmp_path: Path) -> None:
     assert overlapping._runner.max_num_in_flight == 2
     in_turns._runner.max_num_in_flight = 1  # type: ignore[misc]  # a constant of its class
 
-    assert told(overlapping, mixed(60)) == told(in_turns, mixed(60))
+    assert_same(told(overlapping, mixed(60)), told(in_turns, mixed(60)))
 
 
 def test_a_stop_that_is_seen_one_step_late_adds_no_token(tmp_path: Path) -> None:
