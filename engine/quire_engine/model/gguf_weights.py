@@ -50,9 +50,7 @@ def read_gguf(
     except (ConfigError, OSError) as error:
         raise ConfigError(f"cannot read the weights {path}: {error}") from error
     permutes = FAMILIES[spec.architecture].gguf_permutes_qk
-    progress = bar(
-        tensors.items(), desc="Loading GGUF", unit=" tensors", disable=not shows_progress
-    )
+    progress = bar(tensors.items(), desc="Loading GGUF", unit="tensors", disable=not shows_progress)
     for name, entry in progress:
         values = _dequantize(name, entry)
         if permutes:

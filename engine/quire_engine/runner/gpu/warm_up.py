@@ -75,7 +75,7 @@ def run_all_variants(runner: GpuRunner, *, block_size: int, shows_progress: bool
     variants = bar(
         list(_variants(runner, steps)),
         desc="Warming up",
-        unit=" steps",
+        unit="steps",
         leave=False,
         disable=not shows_progress,
     )
