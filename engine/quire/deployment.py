@@ -25,6 +25,9 @@ class Deployment:
     has_api_key: bool = False
     engine_module: str = "quire_engine"
     """`quire_engine.testing` runs fake engines."""
+    gpus_per_engine: int = 1
+    gpus: tuple[str, ...] = ()
+    """Those of the machine, as CUDA_VISIBLE_DEVICES names them; none for engines on CPUs."""
 
     @property
     def probe_host(self) -> str:
@@ -56,9 +59,21 @@ class Deployment:
         place = (f"--uds={self.socket(replica)}", f"--metrics-port={port}")
         return (sys.executable, "-m", self.engine_module, *place, *self.engine_arguments)
 
-    def engine_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """Share the cores: engines that each use all of them only slow each other down."""
-        if self.num_replicas == 1 or "OMP_NUM_THREADS" in environment:
+    def engine_environment(self, replica: int, environment: Mapping[str, str]) -> dict[str, str]:
+        """Share cores and GPUs: engines that each use all of them are in each other's way."""
+        if self.num_replicas == 1:
+            return {}
+        return self._share_of_cores(environment) | self._share_of_gpus(replica)
+
+    def _share_of_gpus(self, replica: int) -> dict[str, str]:
+        size = self.gpus_per_engine
+        if len(self.gpus) < self.num_replicas * size:
+            return {}  # they run on CPUs, or share what there is
+        mine = self.gpus[replica * size : (replica + 1) * size]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
+
+    def _share_of_cores(self, environment: Mapping[str, str]) -> dict[str, str]:
+        if "OMP_NUM_THREADS" in environment:
             return {}
         num_cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         return {"OMP_NUM_THREADS": str(max(1, num_cores // self.num_replicas))}
@@ -79,3 +94,11 @@ class Deployment:
                 "",
             ]
         )
+
+
+def visible_gpus(environment: Mapping[str, str], devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """Return the GPUs of this machine, without the seconds that asking CUDA takes."""
+    if (named := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip())
+    found = [path for path in devices.glob("nvidia*") if path.name[len("nvidia") :].isdigit()]
+    return tuple(str(index) for index in range(len(found)))

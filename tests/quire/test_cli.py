@@ -189,9 +189,9 @@ def test_metrics_can_be_off() -> None:
 def test_replicas_share_the_cores_unless_told_otherwise() -> None:
     one, two = deploy()[0], deploy("--replicas", "1000")[0]
 
-    assert one.engine_environment({}) == {}
-    assert two.engine_environment({}) == {"OMP_NUM_THREADS": "1"}
-    assert two.engine_environment({"OMP_NUM_THREADS": "8"}) == {}
+    assert one.engine_environment(0, {}) == {}
+    assert two.engine_environment(1, {}) == {"OMP_NUM_THREADS": "1"}
+    assert two.engine_environment(1, {"OMP_NUM_THREADS": "8"}) == {}
 
 
 def test_the_banner_is_a_request_ready_to_send() -> None:

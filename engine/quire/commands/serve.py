@@ -13,7 +13,7 @@ from pathlib import Path
 
 from quire.child import Child, ChildSpec
 from quire.console import Console, JsonConsole
-from quire.deployment import Deployment
+from quire.deployment import Deployment, visible_gpus
 from quire.extras import require_extra
 from quire.probe import RouterProbe
 from quire.supervisor import Supervisor
@@ -108,6 +108,7 @@ def check(parser: Parser, namespace: argparse.Namespace) -> None:
         parser.error(f"--replicas must be at least 1, not {namespace.num_replicas}")
     if not 0 <= namespace.port <= 65535:
         parser.error(f"--port must be in [0, 65535], not {namespace.port}")
+    _check_gpus(parser, namespace)
     key_file = getattr(namespace, "api_key_file", None)
     if key_file and not Path(key_file).is_file():
         parser.error(f"--api-key-file: no such file: {key_file}")
@@ -116,6 +117,20 @@ def check(parser: Parser, namespace: argparse.Namespace) -> None:
     parser.build(
         RouterConfig, _without(namespace, PLACED_BY_SERVE), errors=(RouterConfigError, ValueError)
     )
+
+
+def _check_gpus(parser: Parser, namespace: argparse.Namespace) -> None:
+    size, num_gpus = getattr(namespace, "tensor_parallel_size", 1), len(_gpus(namespace))
+    needed = namespace.num_replicas * size
+    if size > 1 and 0 < num_gpus < needed:
+        parser.error(
+            f"--replicas {namespace.num_replicas} with --tensor-parallel-size {size} needs "
+            f"{needed} GPUs; this machine has {num_gpus}"
+        )
+
+
+def _gpus(namespace: argparse.Namespace) -> tuple[str, ...]:
+    return () if getattr(namespace, "device", "auto") == "cpu" else visible_gpus(os.environ)
 
 
 def free_port(parser: Parser, host: str, port: int) -> int:
@@ -149,6 +164,8 @@ def make_deployment(
         engine_arguments=tuple(engine),
         metrics_port=namespace.metrics_port,
         has_api_key=bool(_api_key(namespace)),
+        gpus_per_engine=getattr(namespace, "tensor_parallel_size", 1),
+        gpus=_gpus(namespace),
     )
 
 
@@ -188,7 +205,7 @@ def _engine(deployment: Deployment, number: int, probe: RouterProbe) -> ChildSpe
         command=deployment.engine_command(number),
         is_ready=lambda: probe.is_up(deployment.target(number)),
         before_start=lambda: deployment.socket(number).unlink(missing_ok=True),
-        environment=deployment.engine_environment(os.environ) | progress,
+        environment=deployment.engine_environment(number, os.environ) | progress,
     )
 
 
