@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gpu_runner_support import MODEL, Setting
+from quire_engine.core.messages import SequenceOutput
 from quire_engine.model.dummy_weights import make_dummy
 from quire_engine.model.families import read_spec
 from quire_engine.model.quantization import Quantization, Scales
@@ -43,3 +44,12 @@ SETTINGS: dict[str, Callable[[], Setting]] = {
 def build_setting(name: str, rank: Rank) -> GpuRunner:
     torch.set_num_threads(1)
     return SETTINGS[name]().gpu_runner(rank)
+
+
+def logprobs_of(outputs: list[SequenceOutput]) -> list[float]:
+    """Return the logprobs of a sequence's own tokens, prompt and completion."""
+    found: list[float] = []
+    for output in outputs:
+        scored = [*(output.prompt_logprobs or []), *(output.logprobs or [])]
+        found += [entry.logprobs[0] for entry in scored]
+    return found

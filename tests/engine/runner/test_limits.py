@@ -8,7 +8,8 @@ import torch
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError
 from quire_engine.model.families import read_spec
-from quire_engine.runner.factory import build_runner, resolve_dtype
+from quire_engine.runner.factory import build_runner, resolve_device, resolve_dtype
+from quire_engine.runner.gpu.memory import MemoryUse, cache_limits
 from quire_engine.runner.memory import block_bytes, resolve_limits
 
 CONFIG: dict[str, Any] = {
@@ -24,6 +25,7 @@ CONFIG: dict[str, Any] = {
 SPEC = read_spec(CONFIG)
 # Keys and values of 16 tokens in 2 layers, 2 heads of 8 dimensions, 4 bytes each.
 BLOCK_BYTES = 2 * 16 * 2 * 2 * 8 * 4
+NOTHING_USED = MemoryUse(total=1 << 30, others=0, weights=0, activations=0, rows=0, graphs=0)
 
 
 def limits(**options: Any) -> Any:
@@ -80,8 +82,32 @@ def test_cuda_without_a_device_is_refused(tiny_model: Path) -> None:
 
 
 def test_tensor_parallelism_on_a_cpu_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(ConfigError, match="tensor_parallel_size=2 needs as many GPUs"):
-        build_runner(EngineConfig.from_flat({"model": str(tiny_model), "tensor_parallel_size": 2}))
+    options = {"model": str(tiny_model), "device": "cpu", "tensor_parallel_size": 2}
+    with pytest.raises(ConfigError, match="tensor_parallel_size=2 needs as many GPUs; a CPU"):
+        build_runner(EngineConfig.from_flat(options))
+
+
+def test_more_ranks_than_gpus_are_refused_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"size=4 needs as many GPUs; this machine has 2$"):
+        resolve_device(EngineConfig.from_flat({"tensor_parallel_size": 4}))
+    assert resolve_device(EngineConfig.from_flat({"tensor_parallel_size": 2})) == "cuda"
+
+
+def test_all_ranks_have_the_blocks_that_fit_on_each() -> None:
+    others = [BLOCK_BYTES * 7, BLOCK_BYTES * 9]
+
+    def least(num_blocks: int) -> int:
+        return min(num_blocks, *(size // BLOCK_BYTES for size in others))
+
+    def num_blocks(cache_bytes: int) -> int:
+        config = EngineConfig.from_flat({"kv_cache_memory_bytes": cache_bytes})
+        return cache_limits(config, SPEC, NOTHING_USED, torch.float32, agree=least).num_blocks
+
+    assert num_blocks(BLOCK_BYTES * 6) == 6
+    assert num_blocks(BLOCK_BYTES * 8) == 7
 
 
 def test_loading_reports_its_phases(driver: Any) -> None:

@@ -62,7 +62,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, name="parent-watcher", daemon=True).start()
     spec: WorkerSpec = read_frame(STDIN)
-    configure_logging(logging.getLevelName(spec.log_level), spec.log_format)
+    # What all ranks would say, the first one says.
+    level = spec.log_level if spec.log_level <= logging.DEBUG else logging.WARNING
+    configure_logging(logging.getLevelName(level), spec.log_format)
     rank = WorkerRank(spec)
     try:
         runner = load_function(spec.build)(spec.argument, rank)
@@ -75,8 +77,8 @@ def main() -> NoReturn:
     rank.reach(READY)
     with contextlib.suppress(EOFError):  # the end of the first rank is that of its workers
         while True:
-            # The result is the first rank's to look at.
-            runner.launch(read_frame(STDIN))
+            plan = read_frame(STDIN)
+            runner.launch(plan)  # the result is the first rank's to look at
     os._exit(0)  # taking leave of others in a group waits for them
 
 

@@ -3,13 +3,15 @@
 The kernels of GPUs are interpreted, unless there is a GPU.
 """
 
+import os
+import subprocess
+import sys
 from statistics import fmean
 
 import pytest
 
 from gpu_runner_support import run, tokens_of, workload
-from group_support import SETTINGS
-from quire_engine.core.messages import SequenceOutput
+from group_support import SETTINGS, logprobs_of
 from quire_engine.runner.group.group_runner import build_group
 from quire_engine.sampling_params import SamplingParams
 
@@ -20,15 +22,6 @@ SEEDED = SamplingParams(temperature=0.9, top_p=0.8, seed=7, max_tokens=2)
 SCORED = SamplingParams(
     temperature=0.8, repetition_penalty=1.1, seed=2, logprobs=2, prompt_logprobs=2, max_tokens=2
 )
-
-
-def logprobs_of(outputs: list[SequenceOutput]) -> list[float]:
-    """Return the logprobs of a sequence's own tokens, prompt and completion."""
-    found: list[float] = []
-    for output in outputs:
-        scored = [*(output.prompt_logprobs or []), *(output.logprobs or [])]
-        found += [entry.logprobs[0] for entry in scored]
-    return found
 
 
 @pytest.mark.parametrize("name", ["qwen2", "qwen3", "biased"])
@@ -70,3 +63,15 @@ def test_two_ranks_of_an_8_bit_model_are_close_to_one() -> None:
     expected = logprobs_of(run(setting.core(setting.gpu_runner()), sequences)[0])
     assert len(got) == 11
     assert fmean(abs(a - b) for a, b in zip(got, expected, strict=True)) < 0.2
+
+
+def test_sums_are_right_and_can_be_timed() -> None:
+    command = [sys.executable, "-m", "quire_engine.runner.group.time_sums", "--ranks=2"]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "8 rows  " in done.stdout
