@@ -21,6 +21,7 @@ from quire_router.candidates import snapshot
 from quire_router.decisions import Decision, DecisionLog
 from quire_router.discovery import parse_replicas
 from quire_router.discovery_metrics import DiscoveryCollector
+from quire_router.discovery_status import DiscoveryStatus
 from quire_router.errors import NoReplicaError
 from quire_router.failure import ENGINE_FAULTS, Verdict, api_error
 from quire_router.generation import Reports, TokenizerFiles
@@ -60,12 +61,13 @@ class PoolDispatcher:
         self._config = config
         self._is_by_cost = config.routing_policy == "cost"
         discoveries = parse_replicas(config, environment)
+        self._sources = [discovery.status for discovery in discoveries]
         open_account = share.open_account if share is not None else None
         self._pool = Pool(config, discoveries, self._on_state, open_account)
         self._metrics = DispatchMetrics(registry)
         self._collectors = (
             ReplicaCollector(self._views),
-            DiscoveryCollector(discovery.status for discovery in discoveries),
+            DiscoveryCollector(self._discovery_statuses),
         )
         for collector in self._collectors:
             registry.register(collector)
@@ -75,7 +77,9 @@ class PoolDispatcher:
         self._reporter = Reporter(self._pool, self._decisions, self._parked)
         self._publisher: Publisher | None = None
         if share is not None:
-            self._publisher = Publisher(share, self._pool, self._decisions, self._parked)
+            self._publisher = Publisher(
+                share, self._pool, self._sources, self._decisions, self._parked
+            )
         self._served: Replica | None = None
         self._is_closed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,6 +157,9 @@ class PoolDispatcher:
         elif not self._place(stream):
             self._park(stream)
         return stream
+
+    def _discovery_statuses(self) -> list[DiscoveryStatus]:
+        return self._sources if self._publisher is None else self._publisher.sources()
 
     def _views(self) -> list[ReplicaView]:
         if self._publisher is not None:

@@ -49,6 +49,8 @@ class Status(enum.IntEnum):
     """Words ever written to the ring."""
     NUM_READY = 8
     """Replicas that it can send requests to."""
+    NUM_ROWS = 10
+    """Rows that were ever used."""
     NUM_OPEN = 9
     """Connections that it has accepted and that are open."""
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence, Sized
 
 from quire_router.decisions import DecisionLog
+from quire_router.discovery_status import DiscoveryStatus
 from quire_router.pool import Pool
 from quire_router.replica import Replica, is_ready
 from quire_router.replica_reports import RequestReport
@@ -11,6 +12,7 @@ from quire_router.replica_view import ReplicaFacts, ReplicaView
 from quire_router.reporting import request_report
 from quire_router.workers.reporting import SurveyReports
 from quire_router.workers.share import WorkerShare
+from quire_router.workers.sources import SourceFacts
 from quire_router.workers.views import WorkerView
 
 PUBLISH_S = 0.25
@@ -20,11 +22,17 @@ class Publisher:
     """What a dispatcher does for the sake of other workers; `run` must be running."""
 
     def __init__(
-        self, share: WorkerShare, pool: Pool, decisions: DecisionLog, parked: Sized
+        self,
+        share: WorkerShare,
+        pool: Pool,
+        sources: Sequence[DiscoveryStatus],
+        decisions: DecisionLog,
+        parked: Sized,
     ) -> None:
         self.reports = SurveyReports(share.survey)
         self._share = share
         self._pool = pool
+        self._sources = sources
         self._decisions = decisions
         self._parked = parked
         self._revision = 0
@@ -45,6 +53,7 @@ class Publisher:
         view = WorkerView(
             replicas=[ReplicaFacts.of(replica) for replica in replicas],
             requests=self._last_requests(),
+            sources=[SourceFacts.of(status) for status in self._sources if status.can_go_stale],
             num_parked=len(self._parked),
         )
         self._share.publish(
@@ -68,6 +77,10 @@ class Publisher:
     def replicas(self) -> list[ReplicaView]:
         """Return every replica as all workers see it."""
         return self._share.survey.replicas()
+
+    def sources(self) -> list[DiscoveryStatus]:
+        """Return the sources of replicas as all workers follow them."""
+        return self._share.survey.sources()
 
     @property
     def are_synced(self) -> bool:

@@ -138,7 +138,7 @@ class Rows:
             row.clear_load()
             row.set_state(RowState.LIVE)
             return row
-        row = self._first(RowState.FREE) or self._first(RowState.GONE)
+        row = self._unused() or self._first(RowState.GONE)
         if row is not None:
             row.take(address)
         return row
@@ -149,8 +149,15 @@ class Rows:
             row.clear_load()
             row.set_state(RowState.GONE)
 
+    def _unused(self) -> Row | None:
+        number = self._slot.words[Status.NUM_ROWS]
+        if number == MAX_REPLICAS:
+            return None
+        self._slot.words[Status.NUM_ROWS] = number + 1
+        return Row(self._slot, number)
+
     def _first(self, state: RowState) -> Row | None:
         return next((row for row in self._all() if row.state is state), None)
 
     def _all(self) -> list[Row]:
-        return [Row(self._slot, number) for number in range(MAX_REPLICAS)]
+        return [Row(self._slot, number) for number in range(self._slot.words[Status.NUM_ROWS])]

@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from prometheus_client import PLATFORM_COLLECTOR, CollectorRegistry
 
@@ -15,6 +16,7 @@ from quire_router.workers.memory import Flag, Slot, Status, WorkerMemory
 from quire_router.workers.process_metrics import WorkersCollector
 from quire_router.workers.prompts import SentPrompts
 from quire_router.workers.rows import Row, Rows, RowState
+from quire_router.workers.sources import going_on
 from quire_router.workers.survey import Survey
 from quire_router.workers.values import Adopter, SharedValues
 from quire_router.workers.views import Views, WorkerView
@@ -64,7 +66,8 @@ class WorkerShare:
         self.values = SharedValues(memory, number)
         self._rows.release_all()
         self.values.clear_gauges()
-        self._views.publish(WorkerView())
+        self._ended_sources = self._views.last().sources
+        self._views.publish(WorkerView(sources=self._ended_sources))
         for status in (Status.FLAGS, Status.NUM_READY, Status.NUM_OPEN):
             slot.words[status] = 0
         slot.words[Status.PID] = os.getpid()
@@ -107,7 +110,8 @@ class WorkerShare:
     def publish(self, view: WorkerView, *, is_synced: bool, num_ready: int) -> None:
         """Let the others see this worker's replicas and requests, and that it is alive."""
         words = self._slot.words
-        self._views.publish(view)
+        sources = going_on(view.sources, self._ended_sources)
+        self._views.publish(replace(view, sources=sources))
         words[Status.NUM_READY] = num_ready
         if is_synced:
             words[Status.FLAGS] |= Flag.SYNCED

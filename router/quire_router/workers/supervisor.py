@@ -130,10 +130,12 @@ class Supervisor:
 
     def _reap(self) -> None:
         for worker in self._workers:
-            if worker.pid and os.waitpid(worker.pid, os.WNOHANG)[0]:
-                self._ended(worker)
+            if worker.pid:
+                pid, status = os.waitpid(worker.pid, os.WNOHANG)
+                if pid:
+                    self._ended(worker, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, worker: Worker) -> None:
+    def _ended(self, worker: Worker, status: int) -> None:
         slot = self._memory.slots[worker.number]
         slot.words[Status.PID] = slot.words[Status.FLAGS] = 0
         # What it had in flight is over: the others would avoid those replicas for ever.
@@ -149,7 +151,13 @@ class Supervisor:
         delay_s = worker.backoff.next_s()
         worker.due_at = time.monotonic() + delay_s
         self._memory.common[Common.NUM_RESTARTS] += 1
-        logger.error("worker ended worker=%d pid=%d restart_s=%.1f", worker.number, pid, delay_s)
+        logger.error(
+            "worker ended worker=%d pid=%d status=%d restart_s=%.1f",
+            worker.number,
+            pid,
+            status,
+            delay_s,
+        )
 
     def _check_beats(self) -> None:
         """Kill workers that hang. Ticks are counted, not time: this process may be stopped too."""

@@ -6,12 +6,14 @@ times what it is because three workers see it. What workers themselves did there
 
 from collections.abc import Sequence
 
+from quire_router.discovery_status import DiscoveryStatus
 from quire_router.replica import ReplicaState
 from quire_router.replica_account import ReplicaCounts, Trail
 from quire_router.replica_reports import RequestReport
 from quire_router.replica_view import ReplicaFacts, ReplicaView
 from quire_router.workers.memory import WorkerMemory
 from quire_router.workers.rows import Row, Rows
+from quire_router.workers.sources import merged
 from quire_router.workers.views import Views
 
 BEST_FIRST = (
@@ -46,6 +48,13 @@ class Survey:
             )
             for address in sorted(seen)
         ]
+
+    def sources(self) -> list[DiscoveryStatus]:
+        """Return the sources that replicas are found in."""
+        return merged(
+            [views.last().sources for slot, _, views in self._workers if slot.is_live],
+            [views.last().sources for slot, _, views in self._workers if not slot.is_live],
+        )
 
     def requests(self, limit: int) -> list[RequestReport]:
         """Return the last requests of all workers, oldest first."""

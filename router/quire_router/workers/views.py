@@ -5,7 +5,7 @@ that a worker that is killed while it writes leaves its last view whole.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from quire_engine.rpc import engine_pb2 as pb
 from quire_router.replica_reports import RequestReport
 from quire_router.replica_view import ReplicaFacts
 from quire_router.workers.memory import VIEW_BYTES, Slot, Status
+from quire_router.workers.sources import SourceFacts
 
 HEAD_BYTES = 16
 MAX_TRIES = 5
@@ -26,6 +27,7 @@ class WorkerView:
 
     replicas: list[ReplicaFacts] = field(default_factory=list)
     requests: list[RequestReport] = field(default_factory=list)
+    sources: list[SourceFacts] = field(default_factory=list)
     num_parked: int = 0
 
 
@@ -44,7 +46,7 @@ class Views:
         """Let others see it, without its requests if it is too large. For the slot's own worker."""
         data = self._encode(view)
         if len(data) > VIEW_BYTES - HEAD_BYTES:
-            data = self._encode(WorkerView(replicas=view.replicas, num_parked=view.num_parked))
+            data = self._encode(replace(view, requests=[]))
         if len(data) > VIEW_BYTES - HEAD_BYTES:
             return
         number = self._slot.words[Status.NUM_VIEWS] + 1

@@ -249,7 +249,7 @@ async def test_metrics_say_how_old_discovery_is_and_which_pods_it_found(
     registry = CollectorRegistry()
     server.set(slice_of("a", endpoint("10.0.0.1", pod="engine-0")))
     async with following(server) as followed:
-        registry.register(DiscoveryCollector([followed.status]))
+        registry.register(DiscoveryCollector(lambda: [followed.status]))
         before = generate_latest(registry).decode()
         await eventually(lambda: server.watches)
         after = generate_latest(registry).decode()

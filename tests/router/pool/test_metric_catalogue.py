@@ -52,7 +52,7 @@ async def exposed() -> AsyncIterator[dict[str, Metric]]:
         shown = families(registry)
         # The dispatcher has a collector of its sources already, which cannot go stale here.
         other = CollectorRegistry()
-        other.register(DiscoveryCollector([status]))
+        other.register(DiscoveryCollector(lambda: [status]))
         yield {**shown, **families(other)}
 
 
