@@ -3,11 +3,13 @@
 import gc
 import logging
 from collections.abc import Collection
+from functools import partial
 from itertools import pairwise
 
 import torch
 
 from quire_engine.config import EngineConfig
+from quire_engine.kernels.gpu.compile_ahead import compile_ahead
 from quire_engine.model.decoder import Weights
 from quire_engine.model.spec import ModelSpec
 from quire_engine.runner.gpu.cache import GpuKvCache
@@ -136,6 +138,9 @@ class GpuBuilder:
         cache = self._cache(limits, kv_dtype)
         runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
         steps = TrialSteps(runner, block_size=size)
+        run_variants = partial(run_all_variants, runner, block_size=size, shows_progress=False)
+        num_kernels = compile_ahead(run_variants, self._device)
+        logger.info("compiled kernels num_kernels=%d", num_kernels)
         steps.decode()  # loads libraries, which stay
         rows = used_bytes(self._device) - before - cache.memory.nbytes
         with measure_peak(self._device) as peak:
