@@ -1,6 +1,7 @@
 """What breaks in a cluster, while clients chat: they get their answers, and everything heals."""
 
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NAME = "smollm2"
 READY_LIMIT_S = 600
+PROXY_WAIT_S = 60
 NODE_GRACE_S = 50
 """How long the node controller waits for a silent node: kube-controller-manager's default."""
 
@@ -151,12 +153,23 @@ def test_a_crashed_node_leaves_the_other_serving(
 
 @contextmanager
 def _load(cluster: LocalCluster, namespace: str) -> Iterator[Load]:
-    with (
-        cluster.tunnel(NAME, 80, namespace=namespace) as address,
-        Load(address, NAME) as load,
-    ):
-        cluster.wait_until("the first answers", lambda: load.num_answered() >= 2)
-        yield load
+    with cluster.tunnel(NAME, 80, namespace=namespace) as address:
+        # kube-proxy takes up to a minute to hear of a new Service after the API server was gone:
+        # its watches wait for 30 s between tries, and as much again by chance.
+        cluster.wait_until(
+            "the Service is reached", lambda: _is_served(address), timeout_s=2 * PROXY_WAIT_S
+        )
+        with Load(address, NAME) as load:
+            cluster.wait_until("the first answers", lambda: load.num_answered() >= 2)
+            yield load
+
+
+def _is_served(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/health", timeout=3):
+            return True
+    except OSError:
+        return False
 
 
 def _pods(cluster: LocalCluster, namespace: str, component: str) -> list[dict[str, Any]]:

@@ -71,6 +71,9 @@ class ControlPlane:
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
             "--shutdown-delay-duration=0s",
+            # Debian's etcd is too old for it. Refused at once, clients list and watch as ever; KWOK
+            # was refused later, and went by lists that came a minute apart in the end.
+            "--feature-gates=WatchList=false",
         ]
 
     def _controller_manager(self) -> list[str]:
