@@ -56,10 +56,10 @@ def run(config: RouterConfig) -> int:
     Raises:
         ConfigError: the router cannot start: a file, the address or the replicas are no good.
     """
-    _configure_logging(config)
     api_keys = load_keys(config, os.environ)
     if not config.replicas:
         raise ConfigError("no engine to route to: name at least one with --replicas")
+    _configure_logging(config)
     with _listener(config.host, config.port) as listener:
         if config.workers > 1:
             return _supervise(config, api_keys, listener)
