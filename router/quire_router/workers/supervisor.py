@@ -62,14 +62,25 @@ class Worker:
 class Supervisor:
     """Runs workers until a signal."""
 
-    def __init__(self, memory: WorkerMemory, work: Callable[[int], int], *, stop_s: float) -> None:
-        """`work` is a worker, and returns its exit status; it may take `stop_s` to stop."""
+    def __init__(
+        self,
+        memory: WorkerMemory,
+        work: Callable[[int], int],
+        *,
+        stop_s: float,
+        tick_s: float = TICK_S,
+    ) -> None:
+        """`work` is a worker, and returns its exit status; it may take `stop_s` to stop.
+
+        Once per tick it is seen to whether workers hang.
+        """
         self._memory = memory
         self._work = work
         self._stop_s = stop_s
         self._workers = [Worker(number=slot.number) for slot in memory.slots]
         self._seen: set[int] = set()
         self._kill_at = 0.0
+        self._tick_s = tick_s
         self._tick_at = 0.0
         memory.common[Common.SUPERVISOR] = os.getpid()
 
@@ -167,7 +178,7 @@ class Supervisor:
             return
         if time.monotonic() < self._tick_at:
             return
-        self._tick_at = time.monotonic() + TICK_S
+        self._tick_at = time.monotonic() + self._tick_s
         for worker in self._workers:
             beats = self._memory.slots[worker.number].words[Status.BEATS]
             is_silent = worker.pid and beats == worker.beats
@@ -179,9 +190,9 @@ class Supervisor:
 
     def _wait_s(self) -> float:
         if self._seen:
-            return TICK_S
+            return self._tick_s
         due = [worker.due_at for worker in self._workers if not worker.pid]
-        return min([TICK_S, *(max(0.0, due_at - time.monotonic()) for due_at in due)])
+        return min([self._tick_s, *(max(0.0, due_at - time.monotonic()) for due_at in due)])
 
 
 def _become_worker(parent_pid: int) -> None:
