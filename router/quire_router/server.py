@@ -279,6 +279,5 @@ def _configure_logging(config: RouterConfig) -> None:
     configure_logging(config.log_level, config.log_format)
     if config.log_level != "debug":
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    if config.access_log:
-        # Asked for by a flag of its own, so --log-level does not hide it.
+        # Asked for by a flag of its own: --log-level does not hide it.
         access_logger.setLevel(logging.INFO)
