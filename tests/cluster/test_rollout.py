@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,25 @@ class World:
         )
         return {pod["metadata"]["name"]: pod for pod in found}
 
+    async def has_changed(self, before: dict[str, Manifest], num_changed: int) -> bool:
+        """Tell whether so many pods are others than before, and serve."""
+        pods = await self.pods()
+        return num_changed == sum(
+            is_serving(pod) and uid(pod) != uid(before[name]) for name, pod in pods.items()
+        )
+
+    async def is_empty(self) -> bool:
+        """Tell whether no pod of the deployment is left, routers included."""
+        return not await self.kubectl("get", "pods", "--output=name")
+
+    async def objects(self) -> set[str]:
+        """Name what the operator keeps, budgets aside, which are for two pods and more."""
+        kinds = "statefulset,deployment,service,serviceaccount,role,rolebinding,networkpolicy"
+        found = await self.kubectl(
+            *("get", kinds, "--selector=quire.dev/deployment=demo", "--output=name")
+        )
+        return set(found.split())
+
     async def revisions(self) -> dict[str, str]:
         return {n: p["metadata"]["labels"][REVISION] for n, p in (await self.pods()).items()}
 
@@ -106,6 +126,10 @@ async def world(prepared: LocalCluster, operator: Process) -> AsyncIterator[Worl
     made = World(prepared)
     yield made
     await made.kubectl("delete", "namespace", made.namespace, "--wait=false")
+
+
+def uid(pod: Manifest) -> str:
+    return str(pod["metadata"]["uid"])
 
 
 def is_serving(pod: Manifest) -> bool:
@@ -174,3 +198,75 @@ async def test_a_group_stays_in_one_nvlink_domain(world: World) -> None:
         for replica in range(2)
     }
     assert racks == {frozenset(names) for names in CLIQUES.values()}
+
+
+async def test_a_partition_keeps_the_replicas_below_it_as_they_are(world: World) -> None:
+    await world.create(
+        replicas=3, rollout={"partition": 2, "maxUnavailable": 2}, drain={"preStopSeconds": 0}
+    )
+    await world.until_ready()
+    before = await world.pods()
+
+    await world.change('{"spec": {"engine": {"image": "example.test/engine:2"}}}')
+    await eventually("the last replica is new", partial(world.has_changed, before, 1))
+    await world.until_ready()
+
+    after = await world.pods()
+    assert {name for name, pod in after.items() if uid(pod) == uid(before[name])} == {
+        "demo-engine-0",
+        "demo-engine-1",
+    }
+    images = {name: pod["spec"]["containers"][0]["image"] for name, pod in after.items()}
+    assert [name for name, image in images.items() if image.endswith(":2")] == ["demo-engine-2"]
+
+    await world.change('{"spec": {"rollout": {"partition": 0}}}')
+    await eventually("all replicas are new", partial(world.has_changed, before, 3))
+    await world.until_ready()
+    assert len(set((await world.revisions()).values())) == 1
+    assert uid((await world.pods())["demo-engine-2"]) == uid(after["demo-engine-2"])
+
+
+async def test_a_suspended_deployment_runs_nothing_and_comes_back(world: World) -> None:
+    await world.create(replicas=2, drain={"preStopSeconds": 0})
+    await world.until_ready()
+    objects = await world.objects()
+
+    await world.change('{"spec": {"suspend": true}}')
+    await eventually("no pod runs", world.is_empty, limit_s=240)
+
+    assert await world.objects() == objects
+    status = (await world.deployment())["status"]
+    assert (status["phase"], status.get("readyReplicas", 0)) == ("Suspended", 0)
+
+    await world.change('{"spec": {"suspend": false}}')
+    await world.until_ready()
+    assert len(await world.pods()) == 2
+    assert await world.objects() == objects
+
+
+async def test_a_paused_deployment_is_left_alone_until_it_goes_on(world: World) -> None:
+    await world.create(replicas=1, drain={"preStopSeconds": 0})
+    await world.until_ready()
+    objects, before = await world.objects(), await world.pods()
+
+    await world.kubectl("annotate", "llmd", "demo", "quire.dev/paused=true")
+    await world.change('{"spec": {"engine": {"image": "example.test/engine:2"}}}')
+    await world.kubectl("delete", "service", "demo")
+
+    async def is_paused() -> bool:
+        conditions = (await world.deployment())["status"]["conditions"]
+        return any(
+            c["type"] == "ReconciliationPaused" and c["status"] == "True" for c in conditions
+        )
+
+    await eventually("it says so", is_paused)
+    await asyncio.sleep(3.0)
+    assert await world.objects() == objects - {"service/demo"}
+    assert {name: uid(pod) for name, pod in (await world.pods()).items()} == {
+        name: uid(pod) for name, pod in before.items()
+    }
+
+    await world.kubectl("annotate", "llmd", "demo", "quire.dev/paused-")
+    await eventually("the pod is new", partial(world.has_changed, before, 1), limit_s=240)
+    await world.until_ready()
+    assert await world.objects() == objects

@@ -71,6 +71,7 @@ async def operating(
         "health_address": "0",
         "kubeconfig": str(kubeconfig),
         "settle_s": 0.2,
+        "progress_s": 2.0,
         "identity": "test",
     }
     config = RuntimeConfig(**(given | options))
