@@ -156,6 +156,9 @@ class DeviceConfig:
 
     device: str = option("auto", "device to run on", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = option(1, "GPUs that share each layer", short="tp")
+    disable_custom_all_reduce: bool = option(
+        False, "several GPUs: sums through NCCL alone, never through symmetric memory"
+    )
     batch_invariant: bool = option(
         False, "GPU: the same results for a sequence whatever else is in its batch; slower"
     )

@@ -13,7 +13,7 @@ _SWITCHES = """
     --allow-credentials --allow-deprecated-quantization --async-engine --async-scheduling
     --calculate-kv-scales --data-parallel-external-lb
     --data-parallel-hybrid-lb --data-parallel-multi-port-external-lb --disable-async-output-proc
-    --disable-cascade-attn --disable-chunked-mm-input --disable-custom-all-reduce
+    --disable-cascade-attn --disable-chunked-mm-input
     --disable-fastapi-docs --disable-frontend-multiprocessing --disable-hybrid-kv-cache-manager
     --disable-log-requests --disable-log-stats --disable-mm-preprocessor-cache
     --disable-nccl-for-dp-synchronization --disable-sliding-window --disable-shuffle

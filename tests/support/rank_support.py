@@ -57,5 +57,5 @@ def build_for_core(_config: EngineConfig) -> ModelRunner:
     from quire_engine.runner.group import workers
     from quire_engine.runner.group.group_runner import build_group
 
-    workers.STEP_GRACE_S = 0.5
+    workers.GRACE_S = 0.5
     return build_group("rank_support:build", None, 2)

@@ -20,6 +20,7 @@ from quire_engine.runner.cpu_runner import CpuRunner
 from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
 from quire_engine.runner.group.group import ALONE
 from quire_engine.runner.group.rank import ONLY_RANK, Rank
+from quire_engine.runner.group.wire import LOADED
 from quire_engine.runner.memory import KvCache, block_bytes, resolve_limits
 from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.phases import Phases
@@ -96,12 +97,14 @@ def load_gpu_runner(
 
         rank.reach("context")
         with phases.time("group"):
-            group = join(rank, device)
+            group = join(
+                rank, device, uses_symmetric_memory=not config.device.disable_custom_all_reduce
+            )
             group_bytes = used_bytes(device) - others_bytes
     with torch.inference_mode():
         with phases.time("weights"):
             weights = load_weights(config, source, spec, dtype, device, share=rank.share)
-        rank.reach("weights")
+        rank.reach(LOADED)
         builder = GpuBuilder(
             config,
             share_of(spec, rank.share),

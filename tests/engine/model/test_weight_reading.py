@@ -43,9 +43,11 @@ def save(folder: Path, tensors: dict[str, torch.Tensor]) -> list[Path]:
     return files
 
 
-def read(files: list[Path], dtype: torch.dtype, **options: Any) -> dict[str, torch.Tensor]:
-    places = WeightPlaces(SPEC, dtype, **options)
-    read_safetensors(files, places, shows_progress=False)
+def read(
+    files: list[Path], dtype: torch.dtype, device: str = "cpu", **options: Any
+) -> dict[str, torch.Tensor]:
+    places = WeightPlaces(SPEC, dtype, torch.device(device), **options)
+    read_safetensors(files, places, device=torch.device(device), shows_progress=False)
     return places.finish()
 
 
@@ -84,6 +86,29 @@ def test_weights_are_quantized_part_by_part_as_they_are_whole(
     assert found.keys() == expected.keys()
     for name, weight in found.items():
         assert torch.equal(weight.float(), expected[name].float()), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantizes", [False, True])
+@pytest.mark.parametrize("share", [WHOLE, Share(1, 2)])
+def test_a_gpu_gets_what_the_cpu_gets(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stored: torch.dtype,
+    quantizes: bool,
+    share: Share,
+) -> None:
+    monkeypatch.setattr(weight_reading, "PART_BYTES", 999)
+    files = save(tmp_path, tensors_of(stored))
+    expected = read(files, torch.float32, share=share, quantizes=quantizes)
+
+    found = read(files, torch.float32, "cuda", share=share, quantizes=quantizes)
+
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        assert weight.is_cuda
+        assert torch.equal(weight.cpu().float(), expected[name].float()), name
 
 
 def test_a_share_reads_no_more_than_its_part(tmp_path: Path) -> None:

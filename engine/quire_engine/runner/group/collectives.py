@@ -28,8 +28,11 @@ SYMMETRIC_DTYPES = (torch.bfloat16, torch.float32)
 class ProcessGroup(Group):
     """A rank among several, each in a process of its own: NCCL on GPUs, gloo on CPUs."""
 
-    def __init__(self, share: Share, store: TCPStore, device: torch.device) -> None:
-        os.environ.update({name: os.environ.get(name, off) for name, off in NO_MULTICAST.items()})
+    def __init__(
+        self, share: Share, store: TCPStore, device: torch.device, *, uses_symmetric_memory: bool
+    ) -> None:
+        for name, value in NO_MULTICAST.items():
+            os.environ.setdefault(name, value)
         self.share, self._device = share, device
         self._is_cuda = device.type == "cuda"
         dist.init_process_group(
@@ -40,6 +43,7 @@ class ProcessGroup(Group):
             timeout=TIMEOUT,
             device_id=device if self._is_cuda else None,
         )
+        self._uses_symmetric_memory = uses_symmetric_memory and self._is_cuda
         self._symmetric: torch.Tensor | None = None
         # NCCL allocates with the first sum: before memory is measured, not in a step.
         dist.all_reduce(torch.zeros(1, device=device))
@@ -47,7 +51,7 @@ class ProcessGroup(Group):
     def summable(
         self, num_rows: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
-        if self._is_cuda:
+        if self._uses_symmetric_memory:
             self._symmetric = self._shared(num_rows, width, dtype)
             if self._symmetric is not None:
                 return self._symmetric
@@ -107,9 +111,13 @@ class ProcessGroup(Group):
         return f"GPU {self.share.rank} cannot access GPU {blind[0]}" if blind else ""
 
 
-def join(rank: Rank, device: torch.device) -> Group:
+def join(rank: Rank, device: torch.device, *, uses_symmetric_memory: bool = True) -> Group:
     """Meet the other ranks, if there are any; returns when all are there."""
-    return ALONE if rank.share.size == 1 else ProcessGroup(rank.share, rank.store(), device)
+    if rank.share.size == 1:
+        return ALONE
+    return ProcessGroup(
+        rank.share, rank.store(), device, uses_symmetric_memory=uses_symmetric_memory
+    )
 
 
 def leave() -> None:

@@ -20,6 +20,8 @@ LENGTH_BYTES = 8
 HOST = "127.0.0.1"
 TIMEOUT = timedelta(minutes=10)
 """For ranks to meet; compiling kernels for the first time may come in between."""
+LOADED = "loaded"
+"""The stage of a rank that has its weights; what comes now no rank can do without the others."""
 READY = "ready"
 """The stage of a rank whose runner is built."""
 

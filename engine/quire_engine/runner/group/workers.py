@@ -20,17 +20,23 @@ from quire_engine.errors import ConfigError, QuireError
 from quire_engine.model.share import Share
 from quire_engine.rpc.logs import JsonFormatter
 from quire_engine.runner.group.collectives import leave
-from quire_engine.runner.group.wire import HOST, TIMEOUT, Report, WorkerSpec, frame, write_all
+from quire_engine.runner.group.wire import (
+    HOST,
+    LOADED,
+    TIMEOUT,
+    Report,
+    WorkerSpec,
+    frame,
+    write_all,
+)
 from quire_engine.runner.plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
 PIPE_BYTES = 1 << 20
 """So that a long prompt does not wait for a worker to read it."""
-STEP_GRACE_S = 5.0
+GRACE_S = 5.0
 """How long after a worker's death this process may wait for its part of a step."""
-START_GRACE_S = 120.0
-"""The same while starting: it may be reading weights, and will notice when it has."""
 EXIT_S = 5.0
 """How long workers get to end by themselves."""
 
@@ -64,6 +70,7 @@ class Workers:
         self._error: QuireError | None = None
         self._is_closing = self._is_noticed = self._is_serving = False
         self._num_waiting = 0
+        self._stage = ""
         self._workers: list[Worker] = []
         for rank in range(1, size):
             self._workers.append(_spawn(build, argument, Share(rank, size), self._store.port))
@@ -91,6 +98,7 @@ class Workers:
                 lambda: self._error or all(stage in worker.stages for worker in self._workers)
             )
         self.check()
+        self._stage = stage
 
     def serve(self) -> None:
         """Every one is ready: from now on a death is noticed sooner."""
@@ -176,10 +184,11 @@ class Workers:
     def _end_if_stuck(self) -> None:
         """End this process if it waits for a sum that will never be complete.
 
-        On a GPU nothing gentler ends that.
+        On a GPU nothing gentler ends that. Before all have loaded, it will notice by itself.
         """
-        time.sleep(STEP_GRACE_S if self._is_serving else START_GRACE_S)
-        is_stuck = self._num_waiting if self._is_serving else not self._is_noticed
+        time.sleep(GRACE_S)
+        is_starting = self._stage == LOADED and not self._is_noticed
+        is_stuck = self._num_waiting > 0 if self._is_serving else is_starting
         if is_stuck and not self._is_closing:
             logger.critical("stuck in a step without its worker, ending: %s", self._error)
             os._exit(1)
