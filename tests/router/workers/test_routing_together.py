@@ -17,8 +17,13 @@ from quire_router.dispatcher import PoolDispatcher
 from quire_router.exposition import exposition
 from quire_router.pool_config import PoolConfig
 from quire_router.prefix_index import PrefixIndex
+from quire_router.replica import Replica
+from quire_router.replica_account import Account
+from quire_router.replica_view import ReplicaFacts
+from quire_router.tokenizer_store import TokenizerStore
 from quire_router.workers.memory import WorkerMemory
 from quire_router.workers.share import WorkerShare
+from quire_router.workers.views import WorkerView
 
 NUM_ENGINES = 4
 NUM_TALKS = 24
@@ -151,6 +156,45 @@ async def test_every_worker_shows_the_same() -> None:
         assert [report.in_flight for reports in shown for report in reports.replicas()] == [3] * 3
         for stream in running:
             stream.cancel()
+
+
+async def test_a_replica_is_up_when_all_that_serve_can_send_to_it() -> None:
+    memory = WorkerMemory(2)
+    shares = [WorkerShare(memory, number) for number in range(2)]
+    async with FakeEngine() as engine:
+        dispatchers = [
+            PoolDispatcher(PoolConfig(replicas=(engine.address,)), CollectorRegistry(), share=share)
+            for share in shares
+        ]
+        await dispatchers[0].start()
+        shares[0].serve()
+        await eventually(lambda: dispatchers[0].is_ready)
+        assert up(dispatchers[0]) == up(dispatchers[1]) == 1
+
+        shares[1].serve()
+        shares[1].publish(
+            WorkerView(replicas=[ReplicaFacts.of(lost(engine.address))]),
+            is_synced=True,
+            num_ready=0,
+        )
+        assert not dispatchers[0].is_ready
+        assert up(dispatchers[0]) == up(dispatchers[1]) == 0
+
+        await dispatchers[1].start()
+        await eventually(lambda: dispatchers[0].is_ready and up(dispatchers[1]) == 1)
+        for dispatcher in dispatchers:
+            await dispatcher.close()
+
+
+def up(dispatcher: PoolDispatcher) -> float:
+    name = "quire_router_replica_up"
+    families = {family.name: family for family in dispatcher._registry.collect()}
+    return sum(sample.value for sample in families[name].samples)
+
+
+def lost(address: str) -> Replica:
+    """Return a replica that was never reached."""
+    return Replica(address, PoolConfig(), TokenizerStore(), lambda _: None, Account())
 
 
 async def test_requests_are_numbered_in_the_order_of_their_decisions() -> None:
