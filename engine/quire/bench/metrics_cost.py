@@ -2,8 +2,8 @@
 
     scrape    GET /metrics of a router with many replicas, none of them there, over HTTP; and the
               processor's time of writing the answer, during which no token is passed on
-    step      mean time of an engine's step with every metric on (both kinds of names, targets, a
-              scrape each second), next to the same without, in turns
+    step      time of an engine's step with every metric on (both kinds of names, targets, a scrape
+              each second), next to the same without, in turns
     share     time spent counting, next to the time of the steps it counted
 
 Times by the wall clock move with whatever else the machine does; shares and ratios hardly do.
@@ -35,8 +35,8 @@ class MetricsCostConfig:
 
     num_replicas: int = option(100, "replicas of the router that is scraped")
     num_scrapes: int = option(100, "scrapes; the figure is their median")
-    num_pairs: int = option(100, "pairs of rounds of steps, with metrics and without")
-    batch: int = option(16, "requests of a round")
+    num_pairs: int = option(1000, "pairs of stretches of steps, with metrics and without")
+    batch: int = option(16, "requests that run at any time")
     output_len: int = option(32, "tokens generated for each")
     output_json: str | None = option(None, "file for the result")
 

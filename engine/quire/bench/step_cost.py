@@ -1,15 +1,17 @@
-"""What metrics cost an engine's steps: rounds with every metric on and with none, in turns.
+"""What metrics cost an engine's steps, with every metric on and with none in turns.
 
-Whatever else the machine does weighs on both rounds of a pair alike, and the median over many pairs
-does not follow those in which it did not.
+Requests come and go at a steady pace, and after every few steps metrics are switched. Whatever else
+the machine does weighs on neighbours alike, and the median over a thousand pairs does not follow
+those in which it did not.
 """
 
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import aiohttp
 
@@ -28,14 +30,17 @@ from quire_engine.server.metrics_server import MetricsServer
 
 SCRAPE_INTERVAL_S = 1.0
 SCRAPE_TICK_S = 0.05
-WARM_UP_ROUNDS = 3
+STRETCH = 6
+"""Steps between two switches."""
+WARM_UP_STRETCHES = 20
 PROMPT_LEN = 32
+NUM_PROMPTS = 64
 DEVIATIONS_95 = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """Mean seconds of a step in each round with metrics, and in its pair without."""
+    """Median seconds of a step in stretches with metrics, and in their neighbours without."""
 
     on_s: Sequence[float]
     off_s: Sequence[float]
@@ -60,25 +65,32 @@ class StepCost:
         return ratios[low], ratios[len(ratios) - 1 - low]
 
 
-class SwitchedMetrics(EngineMetrics):
-    """Metrics that can be turned off, and that time themselves."""
+class SwitchingMetrics(EngineMetrics):
+    """Metrics that turn themselves off and on again, and time themselves and the steps."""
 
     is_on = True
     counting_s = 0.0
-    seen = CoreStats()
+    busy_on_s = 0.0
+    on_stretch: Callable[[], None] = staticmethod(lambda: None)
+    """Called after each stretch of steps."""
 
-    def switch(self, *, on: bool) -> None:
+    def begin(self) -> None:
+        """Forget what was measured so far."""
         if not hasattr(self, "_kept"):
             self._kept = self.first_token, self.inter_token
-        self.is_on = on
-        self.first_token, self.inter_token = self._kept if on else (Distribution(), Distribution())
+        self._switch(on=True)
+        self.stretches: dict[bool, list[float]] = {True: [], False: []}
+        self.counting_s = self.busy_on_s = 0.0
+        self._steps_s: list[float] = []
+        self._last: CoreStats | None = None
 
     def on_step(self, stats: CoreStats) -> None:
-        self.seen = stats
         if self.is_on:
             started_at = time.perf_counter()
             super().on_step(stats)
             self.counting_s += time.perf_counter() - started_at
+        if hasattr(self, "_kept"):
+            self._measure(stats)
 
     def on_finished(self, request: FinishedRequest) -> None:
         if self.is_on:
@@ -86,90 +98,132 @@ class SwitchedMetrics(EngineMetrics):
             super().on_finished(request)
             self.counting_s += time.perf_counter() - started_at
 
+    def _measure(self, stats: CoreStats) -> None:
+        last, self._last = self._last, stats
+        if last is None or stats.num_steps == last.num_steps:
+            return
+        step_s = (stats.busy_s - last.busy_s) / (stats.num_steps - last.num_steps)
+        self._steps_s.append(step_s)
+        self.busy_on_s += step_s if self.is_on else 0.0
+        if len(self._steps_s) < STRETCH:
+            return
+        # A step's metrics are counted during the next one: the first is still the other's.
+        self.stretches[self.is_on].append(statistics.median(self._steps_s[1:]))
+        self._steps_s.clear()
+        num_stretches = sum(map(len, self.stretches.values()))
+        # On, off, off, on: a drift of the machine weighs on both alike.
+        self._switch(on=num_stretches % 4 in (0, 3))
+        self.on_stretch()
 
-class Readers:
-    """Waits until so many requests have ended."""
+    def _switch(self, *, on: bool) -> None:
+        self.is_on = on
+        self.first_token, self.inter_token = self._kept if on else (Distribution(), Distribution())
 
-    def __init__(self, num_requests: int) -> None:
-        self._num_left = num_requests
-        self._done = asyncio.Event()
+
+class SteadyLoad:
+    """So many requests at any time: one that ends is followed by the next."""
+
+    def __init__(self, engine: AsyncEngine, *, batch: int, output_len: int) -> None:
+        self._engine = engine
+        self._output_len = output_len
+        self._num_left = batch
+        self._num_sent = 0
+        self._is_ending = False
+        self._ended = asyncio.Event()
+        self._error: BaseException | None = None
+        for number in range(batch):
+            # Not all in step: they end one after the other.
+            self._send(1 + number * output_len // batch)
 
     def deliver(self, delta: RequestDelta) -> None:
-        if delta.error is not None:
-            raise delta.error
-        if delta.finished:
+        self._error = self._error or delta.error
+        if not (delta.finished or delta.error):
+            return
+        if self._is_ending or self._error is not None:
             self._num_left -= 1
             if not self._num_left:
-                self._done.set()
+                self._ended.set()
+        else:
+            self._send(self._output_len)
 
     def flush(self, load: pb.Load) -> None:
         """Nobody reads the load here."""
 
-    async def wait(self) -> None:
-        await self._done.wait()
+    async def during(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for some work; raise what a request failed with meanwhile."""
+        async with asyncio.TaskGroup() as group:
+            working = group.create_task(work)
+            ended = group.create_task(self._ended.wait())
+            await asyncio.wait({working, ended}, return_when=asyncio.FIRST_COMPLETED)
+            working.cancel()
+            ended.cancel()
+        self._check()
+
+    async def end(self) -> None:
+        """Let the last ones finish."""
+        self._is_ending = True
+        await self._ended.wait()
+        self._check()
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _send(self, num_tokens: int) -> None:
+        self._num_sent += 1
+        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        start = self._num_sent % NUM_PROMPTS
+        prompt = [token % 1000 + 1 for token in range(start, start + PROMPT_LEN)]
+        self._engine.submit(f"{id(self)}-{self._num_sent}", prompt, params, self)
 
 
 async def measure_steps(
     config: EngineConfig, *, num_pairs: int, batch: int, output_len: int
 ) -> StepCost:
-    """Run so many pairs of rounds of `batch` requests on a model."""
+    """Compare so many pairs of stretches of steps, `batch` requests running."""
     core, card = await load_engine(config, lambda _line: None, log_level="warning")
     server = ServerConfig(metrics_compat="vllm", slo_ttft_ms=1000, slo_itl_ms=100)
-    serving = assemble(core, card, server, metrics_type=SwitchedMetrics)
+    serving = assemble(core, card, server, metrics_type=SwitchingMetrics)
     metrics = serving.metrics
-    assert isinstance(metrics, SwitchedMetrics), "it was asked for"
+    assert isinstance(metrics, SwitchingMetrics), "it was asked for"
     exporter = MetricsServer(host="127.0.0.1", port=0)
     exporter.add(metrics)
-
-    async def run_round(*, is_on: bool) -> tuple[float, float]:
-        metrics.switch(on=is_on)
-        return await _round(serving.engine, metrics, batch, output_len)
-
     pump = asyncio.create_task(serving.engine.run())
     url = f"http://127.0.0.1:{exporter.port}/metrics"
     scraper = asyncio.create_task(_scrape(url, lambda: metrics.is_on))
     try:
-        for _ in range(WARM_UP_ROUNDS):
-            await run_round(is_on=True)
-        metrics.counting_s = 0.0
-        on_s, off_s, busy_on_s = await _pairs(run_round, num_pairs)
+        load = SteadyLoad(serving.engine, batch=batch, output_len=output_len)
+        await load.during(_stretches(metrics, WARM_UP_STRETCHES))
+        with progress("pairs", num_pairs) as advance:
+            await load.during(_stretches(metrics, 2 * num_pairs, advance))
+        on_s, off_s = (metrics.stretches[is_on][:num_pairs] for is_on in (True, False))
+        share = metrics.counting_s / metrics.busy_on_s
+        await load.end()
     finally:
         scraper.cancel()
         await core.close()
         await asyncio.gather(pump, scraper, return_exceptions=True)
         await asyncio.to_thread(exporter.close)
-    return StepCost(on_s=on_s, off_s=off_s, counting_share=metrics.counting_s / busy_on_s)
+    return StepCost(on_s=on_s, off_s=off_s, counting_share=share)
 
 
-async def _pairs(
-    run_round: Callable[..., Awaitable[tuple[float, float]]], num_pairs: int
-) -> tuple[list[float], list[float], float]:
-    """Return the mean times of a step of all rounds, and the time of the steps with metrics."""
-    times: dict[bool, list[float]] = {True: [], False: []}
-    busy_on_s = 0.0
-    with progress("pairs", num_pairs) as advance:
-        for number in range(num_pairs):
-            # Each goes first in every other pair: what the first leaves behind weighs on both.
-            for is_on in (number % 2 == 0, number % 2 == 1):
-                step_s, busy_s = await run_round(is_on=is_on)
-                times[is_on].append(step_s)
-                busy_on_s += busy_s if is_on else 0.0
+async def _stretches(
+    metrics: SwitchingMetrics, num: int, advance: Callable[[], None] = lambda: None
+) -> None:
+    """Begin to measure, and wait for so many stretches; tell of every second one."""
+    done, num_seen = asyncio.Event(), 0
+
+    def note() -> None:
+        nonlocal num_seen
+        num_seen += 1
+        if num_seen <= num and num_seen % 2 == 0:
             advance()
-    return times[True], times[False], busy_on_s
+        if num_seen == num:
+            done.set()
 
-
-async def _round(
-    engine: AsyncEngine, metrics: SwitchedMetrics, batch: int, output_len: int
-) -> tuple[float, float]:
-    """Return the mean time of a step of one round, and the time of all its steps."""
-    before, readers = metrics.seen, Readers(batch)
-    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
-    for number in range(batch):
-        prompt = [token % 1000 + 1 for token in range(number, number + PROMPT_LEN)]
-        engine.submit(f"{id(readers)}-{number}", prompt, params, readers)
-    await readers.wait()
-    busy_s = metrics.seen.busy_s - before.busy_s
-    return busy_s / (metrics.seen.num_steps - before.num_steps), busy_s
+    metrics.begin()
+    metrics.on_stretch = note
+    await done.wait()
 
 
 async def _scrape(url: str, is_on: Callable[[], bool]) -> None:
