@@ -1,9 +1,9 @@
 """The decoder of a `ModelSpec` on a GPU, as launches of fused kernels into memory of its own.
 
 Legend: T tokens, S lines that are sampled, E hidden size, H query heads, N key/value heads, D head
-dim, V vocabulary, W a rank's part of it.
+dim, V vocabulary, W a rank's part of it, L lines of one part of S.
 
-Nothing here waits for the GPU or allocates in a step, so a forward pass can be captured as it is.
+Nothing here waits for the GPU, so a forward pass can be captured as it is.
 
 Where ranks share the model, `ModelSpec` describes the layers of one. Each computes a part of what
 attention and MLP add to the residual, and a sum over the ranks makes it whole again.
@@ -23,6 +23,9 @@ from quire_engine.model.decoder import Weights
 from quire_engine.model.share import Share
 from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
 from quire_engine.runner.group.group import ALONE, Group
+
+GATHERED_LINES = 256
+"""Lines whose logits are gathered from all ranks at a time: their parts take memory of their own."""
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
 """(layer, heads (T, H or more, D), out (T, H, D)): attends with queries whose keys are stored."""
@@ -271,9 +274,12 @@ class GpuDecoder:
         if self._group.share.size == 1:
             self._head(hidden_SE, out_SV, norm=self._norm)
             return
-        own_SW = out_SV.new_empty((hidden_SE.shape[0], self._head_width))
-        self._head(hidden_SE, own_SW, norm=self._norm)
-        self._group.gather(own_SW, out_SV)
+        for start in range(0, hidden_SE.shape[0], GATHERED_LINES):
+            lines = slice(start, start + GATHERED_LINES)
+            hidden_LE, out_LV = hidden_SE[lines], out_SV[lines]
+            own_LW = out_LV.new_empty((hidden_LE.shape[0], self._head_width))
+            self._head(hidden_LE, own_LW, norm=self._norm)
+            self._group.gather(own_LW, out_LV)
 
 
 def _head_of(embedding_VE: torch.Tensor, share: Share) -> torch.Tensor:
