@@ -25,7 +25,7 @@ from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
 from quire_engine.runner.group.group import ALONE, Group
 
 GATHERED_LINES = 256
-"""Lines whose logits are gathered from all ranks at a time: their parts take memory of their own."""
+"""Lines whose logits come from all ranks at a time, since the parts take memory of their own."""
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor], None]
 """(layer, heads (T, H or more, D), out (T, H, D)): attends with queries whose keys are stored."""

@@ -35,6 +35,8 @@ class ProcessGroup(Group):
             os.environ.setdefault(name, value)
         self.share, self._device = share, device
         self._is_cuda = device.type == "cuda"
+        # The group's name: what torch remembers by a name, it remembers after the group is gone.
+        dist.distributed_c10d._world.group_count = store.port
         dist.init_process_group(
             "nccl" if self._is_cuda else "gloo",
             store=store,

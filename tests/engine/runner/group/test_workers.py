@@ -1,6 +1,7 @@
 """Workers of a group start, fail, die and end with the process that started them."""
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -207,3 +208,13 @@ def test_plans_of_any_size_come_through_a_pipe_as_they_are() -> None:
     with pytest.raises(EOFError):
         read_frame(reader)
     os.close(reader)
+
+
+def test_a_runner_that_nobody_holds_any_more_ends_its_workers() -> None:
+    runner = build_group("rank_support:build", None, 2)
+    [pid] = runner.worker_pids
+
+    del runner
+    gc.collect()
+
+    assert not is_alive(pid)
