@@ -4,7 +4,7 @@ import torch
 
 from quire_engine.config import EngineConfig
 from quire_engine.runner.factory import resolve_device, resolve_dtype
-from quire_engine.runner.gpu.roofline import MEASURED, Ceilings, measure_ceilings
+from quire_engine.runner.roofline import MEASURED, Ceilings, measure_ceilings
 
 
 def ceilings_at_start(config: EngineConfig) -> Ceilings:

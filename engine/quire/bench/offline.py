@@ -23,7 +23,7 @@ from quire_engine.core.messages import Roofline
 from quire_engine.errors import ConfigError
 from quire_engine.model.source import resolve
 from quire_engine.outputs import RequestOutput
-from quire_engine.runner.gpu.roofline import Ceilings, under
+from quire_engine.runner.roofline import Ceilings, under
 from quire_engine.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)

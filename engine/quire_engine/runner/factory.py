@@ -17,7 +17,6 @@ from quire_engine.model.source import resolve
 from quire_engine.model.spec import ModelSpec
 from quire_engine.model.weights import num_parameters
 from quire_engine.runner.cpu_runner import CpuRunner
-from quire_engine.runner.gpu.roofline import bytes_read, make_roofline
 from quire_engine.runner.group.group import ALONE
 from quire_engine.runner.group.rank import ONLY_RANK, Rank
 from quire_engine.runner.group.wire import LOADED
@@ -26,6 +25,7 @@ from quire_engine.runner.native_model import NativeModel, find_library
 from quire_engine.runner.phases import Phases
 from quire_engine.runner.plan import ModelRunner
 from quire_engine.runner.profiling import profiled
+from quire_engine.runner.roofline import bytes_read, make_roofline
 from quire_engine.runner.sampling.sampler import Sampler
 from quire_engine.runner.torch_model import StepModel, TorchModel
 from quire_engine.runner.warm_up import warm_up

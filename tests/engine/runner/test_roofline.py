@@ -6,7 +6,7 @@ import torch
 from quire_engine.core.messages import CoreStats
 from quire_engine.model.families import read_spec
 from quire_engine.model.weights import parameters
-from quire_engine.runner.gpu.roofline import (
+from quire_engine.runner.roofline import (
     bytes_read,
     has_8_bit_linears,
     make_roofline,

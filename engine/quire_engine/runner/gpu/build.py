@@ -18,12 +18,12 @@ from quire_engine.runner.gpu.decoder import GpuDecoder
 from quire_engine.runner.gpu.graphs import StepGraphs, graph_sizes, piece_sizes
 from quire_engine.runner.gpu.memory import MemoryUse, cache_limits, measure_peak, used_bytes
 from quire_engine.runner.gpu.parts import GpuParts
-from quire_engine.runner.gpu.roofline import bytes_read, has_8_bit_linears, make_roofline
 from quire_engine.runner.gpu.runner import GpuRunner
 from quire_engine.runner.gpu.warm_up import TrialSteps, run_all_variants
 from quire_engine.runner.group.group import ALONE, Group
 from quire_engine.runner.memory import Limits
 from quire_engine.runner.phases import Phases
+from quire_engine.runner.roofline import bytes_read, has_8_bit_linears, make_roofline
 
 logger = logging.getLogger(__name__)
 
