@@ -68,6 +68,12 @@ def build_gpu_runner(config: EngineConfig, source: WeightSource, phases: Phases)
     from quire_engine.runner.group.group_runner import build_group
 
     check_size(read_spec(source.config), size)  # before processes are started for nothing
+    if config.device.batch_invariant and size > 2:
+        logger.warning(
+            "batch_invariant holds for up to 2 GPUs: the order of longer sums depends on the batch "
+            "tensor_parallel_size=%d",
+            size,
+        )
     argument = config, FoundWeights.of(source), phases
     return build_group(f"{__name__}:load_rank", argument, size)
 
