@@ -78,6 +78,10 @@ class DownloadProgress(LineProgress):
         is_whole = options.get("unit") == "B" and "Downloading" not in options.get("desc", "")
         super().__init__(*args, **options | {"disable": not is_whole, "desc": "Downloading"})
 
+    def __del__(self) -> None:
+        """Say nothing: the hub's library never closes it, and Python may be ending."""
+        self.disable = True
+
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
         """Keep ours."""
 
