@@ -163,7 +163,9 @@ async def test_clients_decide_what_is_sampled_and_nothing_they_wrote_is_sent() -
         await running.ask(traceparent=PARENT.removesuffix("01") + "00")
         await running.ask(COMPLETIONS, traceparent=f"not a trace of {SECRET}")
         await running.ask(authorization=f"Bearer {SECRET}", tracestate="vendor=1")
-        await running.http.post(running.router.url + CHAT, json={"model": SECRET, **BODY})
+        wrong_body = {"model": SECRET, **BODY}
+        async with running.http.post(running.router.url + CHAT, json=wrong_body) as response:
+            assert response.status == 404
         await running.end()
         receiver = running.receiver
 

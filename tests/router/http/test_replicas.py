@@ -142,6 +142,7 @@ async def test_a_watcher_that_leaves_is_let_go(served: Served) -> None:
     async with aiohttp.ClientSession() as session:
         response = await session.get(served.url + "/v1/replicas/events")
         await response.content.readline()
+        response.close()
     route = 'quire_router_requests_total{route="/v1/replicas/events",status="200"}'
     async with asyncio.timeout(5):
         while route not in served.metrics():  # noqa: ASYNC110 - another task's doing
