@@ -65,11 +65,13 @@ class Flag(enum.IntFlag):
 
 
 class Common(enum.IntEnum):
-    """Words that the supervisor writes."""
+    """Words that the supervisor writes, but for one."""
 
     NUM_RESTARTS = 0
     ENDED_CPU_S = 1
     """Processor time of the workers that have ended; a float."""
+    SHOWN_CPU_S = 3
+    """The most processor time that a scrape has shown; a float. Written by whoever is scraped."""
     SUPERVISOR = 2
     """Its process id."""
 

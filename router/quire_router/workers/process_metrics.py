@@ -40,9 +40,17 @@ class WorkersCollector(Collector):
                 if other.name == family.name
             ]
             total = min(values) if family.name == STARTED else sum(values)
-            if family.name == CPU:
-                total += self._memory.common_numbers[Common.ENDED_CPU_S]
-            yield _like(family, total)
+            yield _like(family, self._cpu_s(total) if family.name == CPU else total)
+
+    def _cpu_s(self, living_s: float) -> float:
+        """Return the processor time with that of workers that have ended; it never falls.
+
+        For a moment a worker that has just ended is counted in neither.
+        """
+        numbers = self._memory.common_numbers
+        total_s = max(living_s + numbers[Common.ENDED_CPU_S], numbers[Common.SHOWN_CPU_S])
+        numbers[Common.SHOWN_CPU_S] = total_s
+        return total_s
 
 
 class LoneProcessCollector(Collector):
