@@ -133,6 +133,17 @@ def test_values_that_spread_far_get_a_logarithmic_axis() -> None:
     assert "(logarithmic)" in page_of([*(result(0.0, 0.1) for _ in range(9)), result(0.0, 5.0)])
 
 
+def test_pieces_that_come_together_do_not_stretch_the_axis() -> None:
+    gaps = [*[1e-6] * 5, *[0.02] * 50, 0.5]
+    itl = next(each for each in latencies([result(0.0, 0.1, *gaps)]) if each.name == "itl")
+    edges_ms, counts = itl.histogram()
+
+    assert itl.is_log
+    assert edges_ms[0] == pytest.approx(20 / 50)
+    assert counts[0] == 5
+    assert "at most 0.4781 ms: 5 gaps" in page_of([result(0.0, 0.1, *gaps)])
+
+
 def test_text_of_servers_is_never_markup() -> None:
     wrong = BenchResult(prompt_len=1, start_time=0.0, error="</script><script>alert(1)</script>")
 

@@ -25,6 +25,8 @@ def latency_chart(spread: Latencies) -> str:
         f"{number(edges[i])} to {number(edges[i + 1])} {unit}: {count:,} {spread.unit}"
         for i, count in enumerate(counts.tolist())
     ]
+    if spread.lowest_shown > spread.samples_ms[0]:
+        notes[0] = f"at most {number(edges[1])} {unit}: {counts[0]:,} {spread.unit}"
     median, worst = (number(spread.percentile(p) * factor) for p in (50, 99))
     axis = f"{spread.title}, {unit}" + (" (logarithmic)" if spread.is_log else "")
     label = f"{spread.title}: half are below {median} {unit}, 99% below {worst} {unit}"
@@ -105,7 +107,8 @@ def _cumulative(panel: Panel, spread: Latencies, factor: float) -> str:
     # Percentiles at even steps draw the same curve as all samples, however many these are.
     percents = [index / 2 for index in range(201)]
     points = [
-        f"{panel.x(spread.percentile(percent) * factor)} {panel.y(percent)}" for percent in percents
+        f"{panel.x(max(spread.percentile(p), spread.lowest_shown) * factor)} {panel.y(p)}"
+        for p in percents
     ]
     return f'<path class="curve" d="M{"L".join(points)}"/>'
 

@@ -12,6 +12,8 @@ PERCENTILES = (50.0, 90.0, 95.0, 99.0)
 NUM_BINS = 40
 LOG_RATIO = 8.0
 """Where the largest value is so many medians, the axis is logarithmic."""
+LOG_SPAN = 50.0
+"""A logarithmic axis begins at most so far below the median: pieces that come together are 0."""
 BIN_WIDTHS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 MAX_TIME_BINS = 60
 MAX_POINTS = 1500
@@ -34,22 +36,28 @@ class Latencies:
     @property
     def is_log(self) -> bool:
         """Whether the values spread so far that only a logarithmic axis shows them."""
-        low, high = self.samples_ms[0], self.samples_ms[-1]
-        return bool(low > 0 and high > LOG_RATIO * self.percentile(50))
+        median = self.percentile(50)
+        return bool(median > 0 and self.samples_ms[-1] > LOG_RATIO * median)
 
     def percentile(self, percent: float) -> float:
         return float(np.percentile(self.samples_ms, percent))
 
+    @property
+    def lowest_shown(self) -> float:
+        """Where the axis begins; what is below is drawn there."""
+        low = float(self.samples_ms[0])
+        return max(low, self.percentile(50) / LOG_SPAN) if self.is_log else low
+
     def histogram(self) -> tuple[Floats, NDArray[np.int64]]:
-        """Return the edges of the bins, and how many samples are in each."""
-        low, high = float(self.samples_ms[0]), float(self.samples_ms[-1])
+        """Return the edges of bins, and how many samples are in each; the first has all below."""
+        low, high = self.lowest_shown, float(self.samples_ms[-1])
         if high <= low:
             low, high = low * 0.95, high * 1.05 + 1e-3
         make = np.geomspace if self.is_log else np.linspace
         edges = make(low, high, NUM_BINS + 1)
         # Rounding must not push the largest or the smallest sample out.
         edges[0], edges[-1] = low, high
-        counts, _ = np.histogram(self.samples_ms, edges)
+        counts, _ = np.histogram(np.maximum(self.samples_ms, low), edges)
         return edges, counts
 
 
