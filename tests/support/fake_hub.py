@@ -1,6 +1,7 @@
-"""The Hugging Face hub, as much of it as downloads need, on loopback."""
+"""The Hugging Face hub, as much of it as downloads need."""
 
 import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +18,10 @@ class Repo:
 
 
 class FakeHub:
-    """Speaks as much of the hub's protocol as downloading a model needs, on loopback."""
+    """Speaks as much of the hub's protocol as downloading a model needs."""
 
-    def __init__(self) -> None:
+    def __init__(self, listener: socket.socket | None = None) -> None:
+        """Serve on a listening socket, or on a free port of loopback."""
         self.repos: dict[str, Repo] = {}
         self.served: list[str] = []
         hub = self
@@ -44,13 +46,17 @@ class FakeHub:
                 if body:
                     self.wfile.write(content)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.address = listener.getsockname()
+        self.server = ThreadingHTTPServer(self.address, Handler, bind_and_activate=False)
+        self.server.socket.close()
+        self.server.socket = listener
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return "http://{}:{}".format(*self.address)
 
     def answer(self, path: str) -> tuple[int, bytes, dict[str, str]]:
         parts = path.strip("/").removeprefix("api/models/").split("/")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from local_cluster.owner import Owned, own_cluster
 from local_cluster.processes import run_command
 from local_cluster.reader import Reader
 from local_cluster.tools import cache_folder
-from local_cluster.tunnel import Tunnel
+from local_cluster.tunnel import Tunnel, listen_inside
 
 Manifest = dict[str, Any]
 
@@ -134,6 +135,10 @@ class LocalCluster(Cluster):
         """Yield host:port on this machine that leads to an address, say a pod's or a node's."""
         with Tunnel(self._owned.network, host, port) as tunnel:
             yield tunnel.address
+
+    def listen(self) -> socket.socket:
+        """Return a listening socket whose address pods reach, for a server of this process."""
+        return listen_inside(self._owned.network, CONTROL_IP)
 
     def inside(self, *command: str) -> list[str]:
         """Return the command that runs `command` in the control plane's network.

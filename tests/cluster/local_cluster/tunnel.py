@@ -5,6 +5,7 @@ import ctypes
 import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Self
 
@@ -98,6 +99,17 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     else:
         with suppress(OSError):
             writer.write_eof()
+
+
+def listen_inside(namespace: int, host: str) -> socket.socket:
+    """Return a socket that listens in a network namespace, for a server of this process."""
+
+    def listen() -> socket.socket:
+        _enter_network(namespace)
+        return socket.create_server((host, 0))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(listen).result()
 
 
 def _enter_network(namespace: int) -> None:
