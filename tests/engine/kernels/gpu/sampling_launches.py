@@ -43,7 +43,7 @@ def launch_all(dtype: torch.dtype, vocab_size: int) -> None:
         find_boundaries(given_BV, vocab_size, table_RW, rows_B, memory, boundaries)
         score_chunks(given_BV, vocab_size, table_RW, rows_B, boundaries, partials)
         score_chunks(given_BV, vocab_size, table_RW, rows_B, None, partials)
-    pick(partials, vocab_size, table_RW, rows_B, rows_B, rows_B, rows_B)
+    pick(partials, vocab_size, table_RW, rows_B, rows_B, rows_B)
     count_tokens(rows_B, table_RW, rows_B, tables)
 
 
