@@ -110,7 +110,7 @@ samples = st.lists(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(samples)
 def test_nothing_that_was_measured_is_lost(results: list[BenchResult]) -> None:
     data = data_of(page_of(results))

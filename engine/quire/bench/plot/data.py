@@ -14,6 +14,8 @@ LOG_RATIO = 8.0
 """Where the largest value is so many medians, the axis is logarithmic."""
 LOG_SPAN = 50.0
 """A logarithmic axis begins at most so far below the median: pieces that come together are 0."""
+LEAST_SPREAD = 1e-6
+"""Values that differ by less are one value: bins between them would be without width."""
 BIN_WIDTHS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 MAX_TIME_BINS = 60
 MAX_POINTS = 1500
@@ -51,7 +53,7 @@ class Latencies:
     def histogram(self) -> tuple[Floats, NDArray[np.int64]]:
         """Return the edges of bins, and how many samples are in each; the first has all below."""
         low, high = self.lowest_shown, float(self.samples_ms[-1])
-        if high <= low:
+        if high <= low * (1 + LEAST_SPREAD):
             low, high = low * 0.95, high * 1.05 + 1e-3
         make = np.geomspace if self.is_log else np.linspace
         edges = make(low, high, NUM_BINS + 1)
