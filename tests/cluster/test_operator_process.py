@@ -135,7 +135,9 @@ def test_drift_is_repaired_and_foreign_fields_are_left(plane: LocalCluster, name
 
 
 def test_a_restart_writes_nothing(plane: LocalCluster, namespace: str) -> None:
-    with operator_process(plane.kubeconfig, "--no-leader-election") as operator:
+    # What one operator has put off, the next one reports.
+    flags = ("--no-leader-election", "--progress-s=1")
+    with operator_process(plane.kubeconfig, *flags) as operator:
         create(plane, "llm", namespace)
         wait_served(plane, "llm", namespace)
         _wait_quiet(plane, operator)
