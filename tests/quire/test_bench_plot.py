@@ -162,6 +162,7 @@ def test_without_a_success_the_page_says_why() -> None:
     assert "<svg" not in html
 
 
+@settings(deadline=None)
 @given(low=st.floats(0, 1e6), span=st.floats(1e-6, 1e6), num=st.integers(1, 10))
 def test_ticks_are_round_and_on_the_axis(low: float, span: float, num: int) -> None:
     high = low + span

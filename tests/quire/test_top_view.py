@@ -235,6 +235,7 @@ def test_what_is_no_report_is_refused(data: str) -> None:
         News.parse(data)
 
 
+@settings(deadline=None)
 @given(
     names=st.sets(st.text("ab./:-0", min_size=1, max_size=30), max_size=6),
     width=st.integers(3, 40),
