@@ -27,7 +27,7 @@ from prometheus_server import Prometheus, Target, prometheus
 from serve_process import free_port
 from serving_processes import Server, engine, router, tcp_engine
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "quire"
