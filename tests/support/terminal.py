@@ -92,9 +92,7 @@ def on_terminal(
         stderr=program,
         start_new_session=True,
         preexec_fn=_take_control,
-        env=os.environ
-        | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
-        | (environment or {}),
+        env=_environment() | (environment or {}),
     )
     try:
         yield Terminal(process, user, program)
@@ -109,6 +107,12 @@ def on_terminal(
 def on_quire_terminal(*arguments: str, columns: int = 100, rows: int = 30) -> Any:
     """Run a `quire` command so."""
     return on_terminal(sys.executable, "-m", "quire.cli", *arguments, columns=columns, rows=rows)
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of a shell on a terminal: its size is not in it, as readline has it."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    return environment | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
 
 
 def _set_size(terminal: int, columns: int, rows: int) -> None:
