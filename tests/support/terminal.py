@@ -110,7 +110,7 @@ def on_quire_terminal(*arguments: str, columns: int = 100, rows: int = 30) -> An
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of a shell on a terminal: its size is not in it, as readline has it."""
+    """Return a shell's environment: without the size of a terminal, which readline exports."""
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
     return environment | {"TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
 
