@@ -60,6 +60,18 @@ def test_simulated_pod_becomes_ready(
     assert bound["spec"]["nodeName"] == simulated_node
 
 
+ASK = """
+import sys, time, urllib.request
+for attempt in range(100):
+    try:
+        print(urllib.request.urlopen(sys.argv[1], timeout=20).read())
+        break
+    except OSError:
+        time.sleep(0.2)
+"""
+"""Asks until it is answered: a node refuses connections to a Service until it hears of its pods."""
+
+
 def test_pods_find_each_other_by_name_and_are_read_and_entered(
     local_cluster: LocalCluster, namespace: str
 ) -> None:
@@ -87,9 +99,8 @@ def test_pods_find_each_other_by_name_and_are_read_and_entered(
 
     # The pod calls itself by the Service's name, which takes DNS and the way back through NAT.
     url = f"http://front.{namespace}.svc.cluster.local/hostname"
-    ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=20).read())"
     option = f"--namespace={namespace}"
-    entered = local_cluster.kubectl("exec", "web", option, "--", "python", "-c", ask)
+    entered = local_cluster.kubectl("exec", "web", option, "--", "python", "-c", ASK, url)
     with (
         local_cluster.tunnel("front", 80, namespace=namespace) as address,
         urllib.request.urlopen(f"http://{address}/hostname", timeout=20) as response,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from local_cluster.cluster import Cluster
+from local_cluster.cluster import Cluster, LocalCluster
 from quire_operator.plan import Manifest, Observed, OperatorSettings, Plan, object_key, plan
 
 pytestmark = pytest.mark.timeout(300)
@@ -68,6 +68,12 @@ VARIANTS: dict[str, Json] = {
         },
     },
 }
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane: LocalCluster) -> Cluster:
+    """A control plane without an operator, which would write what the tests write."""
+    return control_plane
 
 
 @pytest.fixture(scope="module")
