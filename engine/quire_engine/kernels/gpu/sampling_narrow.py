@@ -261,6 +261,14 @@ def _gather(
 
 
 @triton.jit
+def _store_state(state_ptr, low, high, weight, limit):
+    tl.store(state_ptr + LOW, low)
+    tl.store(state_ptr + HIGH, high)
+    tl.store(state_ptr + WEIGHT, weight)
+    tl.store(state_ptr + LIMIT, limit)
+
+
+@triton.jit
 def _round_kernel(
     logits_ptr,
     table_ptr,
@@ -302,20 +310,11 @@ def _round_kernel(
             low, high, weight, limit = _first_state(line_ptr, max_x)
         else:
             low, high, weight, limit = _next_state(
-                line_ptr,
-                state_ptr + slot * STATE_WORDS,
-                weights_ptr + weights_place,
-                max_stride_b,
-                num_chunks,
-                TURN,
-                CHUNKS,
-                PIVOTS,
-            )
+                line_ptr, state_ptr + slot * STATE_WORDS, weights_ptr + weights_place,
+                max_stride_b, num_chunks, TURN, CHUNKS, PIVOTS,
+            )  # fmt: skip
         if chunk == 0:
-            tl.store(next_state_ptr + LOW, low)
-            tl.store(next_state_ptr + HIGH, high)
-            tl.store(next_state_ptr + WEIGHT, weight)
-            tl.store(next_state_ptr + LIMIT, limit)
+            _store_state(next_state_ptr, low, high, weight, limit)
         ids = chunk * CHUNK + tl.arange(0, CHUNK)
         x_ptr = logits_ptr + slot.to(tl.int64) * logits_stride_b
         x = load_logits(x_ptr + ids, ids < vocab_size)
