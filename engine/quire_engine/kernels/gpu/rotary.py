@@ -126,8 +126,8 @@ def rotate_and_store_reference(
     for slot, key, value in zip(slots_T.tolist(), k, v, strict=True):
         if slot >= 0:
             block, offset = divmod(slot, block_size)
-            _store(cache.k_BSND[block, offset], key, cache.k_scale)
-            _store(cache.v_BSND[block, offset], value, cache.v_scale)
+            _store_reference(cache.k_BSND[block, offset], key, cache.k_scale)
+            _store_reference(cache.v_BSND[block, offset], value, cache.v_scale)
 
 
 def _norm_heads(heads: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
@@ -140,12 +140,37 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), -1)
 
 
-def _store(place: torch.Tensor, values: torch.Tensor, scale: torch.Tensor | None) -> None:
+def _store_reference(place: torch.Tensor, values: torch.Tensor, scale: torch.Tensor | None) -> None:
     if scale is not None:
         values = values / scale
     if place.dtype == torch.float8_e4m3fn:
         values = values.clamp(-FP8_MAX, FP8_MAX)
     place.copy_(values.to(place.dtype))
+
+
+@triton.jit
+def _weighted(x, weight_ptr, mask, is_value):
+    """Return x times the norm's weight; values are not normed."""
+    weight = tl.load(weight_ptr, mask=mask, other=0).to(tl.float32)
+    return x * tl.where(is_value, 1.0, weight)
+
+
+@triton.jit
+def _angles(angles_ptr, half, mask, is_value):
+    """Return the cosines and sines of a position; values are not turned."""
+    cos = tl.load(angles_ptr, mask=mask, other=0).to(tl.float32)
+    sin = tl.load(angles_ptr + half, mask=mask, other=0).to(tl.float32)
+    return tl.where(is_value, 1.0, cos), tl.where(is_value, 0.0, sin)
+
+
+@triton.jit
+def _store(place, y, mask, scale, HAS_SCALE: tl.constexpr, FP8_LIMIT: tl.constexpr):
+    """Store numbers in the type of their place, over a scale if the cache has one."""
+    if HAS_SCALE:
+        y = y / scale
+    if FP8_LIMIT > 0:
+        y = tl.clamp(y, -FP8_LIMIT, FP8_LIMIT)
+    tl.store(place, y.to(place.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -206,46 +231,26 @@ def _rotate_and_store_kernel(
         scale = tl.where(is_value, 1.0, tl.rsqrt(total / HEAD_DIM + eps)[:, None])
         norm_ptr = tl.where(h < NUM_HEADS, q_norm_ptr, k_norm_ptr)
         mask_w = mask_a & is_turned
-        w1 = tl.load(norm_ptr + a, mask=mask_w, other=0).to(tl.float32)
-        w2 = tl.load(norm_ptr + half + a, mask=mask_w, other=0).to(tl.float32)
-        x1 = x1 * scale * tl.where(is_value, 1.0, w1)
-        x2 = x2 * scale * tl.where(is_value, 1.0, w2)
+        x1 = _weighted(x1 * scale, norm_ptr + a, mask_w, is_value)
+        x2 = _weighted(x2 * scale, norm_ptr + half + a, mask_w, is_value)
         if ROTARY_DIM < HEAD_DIM:
-            mask_w = mask_r & is_turned
-            w3 = tl.load(norm_ptr + ROTARY_DIM + r, mask=mask_w, other=0).to(tl.float32)
-            x3 = x3 * scale * tl.where(is_value, 1.0, w3)
-    angles = cos_sin_ptr + position * ROTARY_DIM + a
-    cos = tl.load(angles, mask=a < half, other=0).to(tl.float32)
-    sin = tl.load(angles + half, mask=a < half, other=0).to(tl.float32)
-    cos = tl.where(is_value, 1.0, cos)
-    sin = tl.where(is_value, 0.0, sin)
+            x3 = _weighted(x3 * scale, norm_ptr + ROTARY_DIM + r, mask_r & is_turned, is_value)
+    cos, sin = _angles(cos_sin_ptr + position * ROTARY_DIM + a, half, a < half, is_value)
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
-    mask_back = mask_a & is_turned
-    tl.store(row + a, y1.to(qkv_ptr.dtype.element_ty), mask=mask_back)
-    tl.store(row + half + a, y2.to(qkv_ptr.dtype.element_ty), mask=mask_back)
+    _store(row + a, y1, mask_a & is_turned, 1.0, False, 0.0)
+    _store(row + half + a, y2, mask_a & is_turned, 1.0, False, 0.0)
     if ROTARY_DIM < HEAD_DIM and HAS_NORM:
-        mask = mask_r & is_turned
-        tl.store(row + ROTARY_DIM + r, x3.to(qkv_ptr.dtype.element_ty), mask=mask)
+        _store(row + ROTARY_DIM + r, x3, mask_r & is_turned, 1.0, False, 0.0)
     end = tl.where(slot >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
     is_stored = (h >= NUM_HEADS) & (h < end)
-    head = h - NUM_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)
+    head = (h - NUM_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
     place = slot // BLOCK_SIZE * cache_stride_b + slot % BLOCK_SIZE * cache_stride_s
-    place += head.to(tl.int64) * cache_stride_n
-    cache = tl.where(is_value, v_cache_ptr, k_cache_ptr) + place
+    cache = tl.where(is_value, v_cache_ptr, k_cache_ptr) + place + head * cache_stride_n
+    scale_kv = 1.0
     if HAS_SCALE:
         scale_kv = tl.where(is_value, tl.load(v_scale_ptr), tl.load(k_scale_ptr))
-        y1 = y1 / scale_kv
-        y2 = y2 / scale_kv
-    if FP8_LIMIT > 0:
-        y1 = tl.clamp(y1, -FP8_LIMIT, FP8_LIMIT)
-        y2 = tl.clamp(y2, -FP8_LIMIT, FP8_LIMIT)
-    tl.store(cache + a, y1.to(k_cache_ptr.dtype.element_ty), mask=mask_a & is_stored)
-    tl.store(cache + half + a, y2.to(k_cache_ptr.dtype.element_ty), mask=mask_a & is_stored)
+    _store(cache + a, y1, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
+    _store(cache + half + a, y2, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
     if ROTARY_DIM < HEAD_DIM:
-        if HAS_SCALE:
-            x3 = x3 / scale_kv
-        if FP8_LIMIT > 0:
-            x3 = tl.clamp(x3, -FP8_LIMIT, FP8_LIMIT)
-        x3 = x3.to(k_cache_ptr.dtype.element_ty)
-        tl.store(cache + ROTARY_DIM + r, x3, mask=mask_r & is_stored)
+        _store(cache + ROTARY_DIM + r, x3, mask_r & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
