@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from chart_tools.marked import replace_marked
 from quire_engine.server import metric_catalogue as engine
 from quire_operator.runtime import metric_catalogue as operator
 from quire_router import metric_catalogue as router
@@ -46,10 +47,7 @@ def metric_readmes(root: Path) -> list[tuple[Path, str]]:
 
 def fill(readme: str, catalogue: Sequence[Declared]) -> str:
     """Return the README with the table between its two marks made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert rest, f"the README must hold the marks {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n\n{table(catalogue)}\n\n{END}{after}"
+    return replace_marked(readme, BEGIN, END, table(catalogue))
 
 
 def table(catalogue: Sequence[Declared]) -> str:

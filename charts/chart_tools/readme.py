@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from chart_tools.marked import replace_marked
 from chart_tools.values import Value
 
 BEGIN = "<!-- values: begin, by `make generate` from values.yaml -->"
@@ -11,10 +12,7 @@ END = "<!-- values: end -->"
 
 def fill_readme(readme: str, values: Sequence[Value]) -> str:
     """Return the README with the table between its two marks made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    assert rest, f"the README must hold the marks {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n\n{values_table(values)}\n{END}{after}"
+    return replace_marked(readme, BEGIN, END, values_table(values))
 
 
 def values_table(values: Sequence[Value]) -> str:
@@ -24,7 +22,7 @@ def values_table(values: Sequence[Value]) -> str:
         for value in values
         for leaf in value.leaves()
     ]
-    return "\n".join(["| Value | Default | |", "|---|---|---|", *rows, ""])
+    return "\n".join(["| Value | Default | |", "|---|---|---|", *rows])
 
 
 def _cell(text: str) -> str:
