@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from quire_engine.frontend.tokenizer import Pieces, TextStart, Tokenizer
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_PENDING_BYTES = 3
 """A character has at most four bytes, so at most three can be waiting for the last."""
 
@@ -21,7 +20,7 @@ _Utf8Decoder = getincrementaldecoder("utf-8")
 class Detokenizer:
     """The text of one completion."""
 
-    __slots__ = ("_cuts_replacement", "_decode", "_pieces", "_start")
+    __slots__ = ("_decode", "_pieces", "_start", "_unfinished")
 
     def __init__(
         self,
@@ -36,15 +35,16 @@ class Detokenizer:
         decoder.decode(_last_bytes(prompt_token_ids, self._pieces))
         self._decode = decoder.decode
         # The decoder holds the bytes of a character that the prompt ends within. Should it never
-        # be completed, its replacement is part of the prompt's text, not of ours.
-        self._cuts_replacement = bool(decoder.getstate()[0])
+        # be completed, its replacement is part of the prompt's text, not of ours. The two bytes
+        # of half a surrogate pair are held too; they get a replacement each.
+        self._unfinished = decoder.getstate()[0].decode("utf-8", "replace")
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that `token_ids` add, but for a character that they leave unfinished."""
         if self._start is not None:
             return self._cut(self._decode(self._first_bytes(token_ids, self._start)))
         text = self._decode(b"".join(map(self._pieces.__getitem__, token_ids)))
-        return self._cut(text) if self._cuts_replacement else text
+        return self._cut(text) if self._unfinished else text
 
     def finish(self) -> str:
         """Return the replacement of a character that was left unfinished, or nothing."""
@@ -59,10 +59,10 @@ class Detokenizer:
         return bytes(data)
 
     def _cut(self, text: str) -> str:
-        if not (self._cuts_replacement and text):
+        if not text:
             return text
-        self._cuts_replacement = False
-        return text.removeprefix(_REPLACEMENT)
+        unfinished, self._unfinished = self._unfinished, ""
+        return text.removeprefix(unfinished)
 
 
 def _start_after(prompt_token_ids: Sequence[int], pieces: Pieces) -> TextStart | None:
