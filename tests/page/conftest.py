@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
+from page_support import SLOW_MS
+
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-SLOW_MS = 20_000
-"""How long a busy machine may take for what a page does at once."""
 
 
 @pytest.fixture(scope="session")

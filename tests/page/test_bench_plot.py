@@ -9,7 +9,7 @@ from quire.bench.plot.page import page as plot_page
 from quire.bench.request import BenchResult
 from quire.bench.statistics import summarize
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def results() -> list[BenchResult]:

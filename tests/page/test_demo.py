@@ -13,7 +13,7 @@ from playwright.async_api import Page, expect
 from page_support import ask, ended, open_page, set_field
 from serve_process import Served, start_serve
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 QUESTIONS = (
     "Name three rivers.",

@@ -10,7 +10,7 @@ import grpc
 from quire_engine.rpc import engine_pb2 as pb
 from quire_engine.rpc.engine_pb2_grpc import EngineStub
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 @asynccontextmanager

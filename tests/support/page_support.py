@@ -2,7 +2,8 @@
 
 from playwright.async_api import Locator, Page, expect
 
-SLOW_MS = 20_000
+SLOW_MS = 60_000
+"""How long a busy machine may take for what a page does at once."""
 expect.set_options(timeout=SLOW_MS)
 
 

@@ -15,6 +15,9 @@ from quire_router.generation import Generation
 from quire_router.pool_config import PoolConfig
 from quire_router.stream import GenerationStream
 
+PATIENCE_S = 60.0
+"""Longer than anything takes on a machine that is busy with other things."""
+
 
 def ask(prompt: list[int], max_tokens: int = 4, **fields: Any) -> pb.GenerateRequest:
     sampling = pb.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
@@ -25,6 +28,12 @@ def start(
     dispatcher: PoolDispatcher, prompt: list[int], max_tokens: int = 4, **fields: Any
 ) -> GenerationStream:
     return dispatcher.generate(ask(prompt, max_tokens, **fields), token_ids=prompt)
+
+
+async def begin(generation: Generation) -> int:
+    """Wait for the first of an answer; return how many tokens came."""
+    response = await generation.next()
+    return sum(len(output.token_ids) for output in response.outputs)
 
 
 async def read(generation: Generation) -> list[int]:
@@ -55,7 +64,7 @@ async def lengths(generations: Iterable[Generation]) -> list[int]:
     return [len(token_ids) for token_ids in await asyncio.gather(*map(read, generations))]
 
 
-async def eventually(is_true: Callable[[], Any], *, within_s: float = 10.0) -> None:
+async def eventually(is_true: Callable[[], Any], *, within_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + within_s
     while not is_true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -68,7 +77,8 @@ async def dispatching(
 ) -> AsyncIterator[PoolDispatcher]:
     """Run a dispatcher over targets; waits until so many (default: all) are ready."""
     registry = CollectorRegistry()
-    dispatcher = PoolDispatcher(PoolConfig(replicas=targets, **options), registry)
+    config = PoolConfig(replicas=targets, **({"replica_wait_s": PATIENCE_S} | options))
+    dispatcher = PoolDispatcher(config, registry)
     await dispatcher.start()
     num_ready = len(targets) if ready is None else ready
     try:

@@ -17,7 +17,7 @@ import yaml
 from serve_process import free_port, wait_until
 
 STEP_S = 1
-READY_LIMIT_S = 60.0
+READY_LIMIT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ def prometheus(folder: Path, targets: Sequence[Target], rules: Path) -> Iterator
 
 def _is_ready(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/-/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=10) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

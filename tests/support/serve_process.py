@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-READY_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 30.0
+READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Served:
         return f"{self.url}/v1"
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:
             return str(response.read().decode())
 
     def metric(self, name: str) -> float:
@@ -71,7 +71,7 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) ->
 
 def is_up(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=10) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, ConnectionError, TimeoutError):
         return False

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from pool_support import dispatching, eventually, lengths, read, start
+from pool_support import begin, dispatching, eventually, lengths, read, start
 from quire_engine.server.config import ServerConfig
 from quire_engine.testing import FakeEngine, FakeModel
 from quire_router.discovery import DnsDiscovery
@@ -164,14 +164,15 @@ async def test_replicas_follow_their_name() -> None:
         dispatcher._pool._discoveries.append(source)
         await dispatcher.start()
         await eventually(lambda: dispatcher.models())
-        running = start(dispatcher, PROMPT, max_tokens=50)
-        await running.next()
+        running = start(dispatcher, PROMPT, max_tokens=1000)
+        num_begun = await begin(running)
 
         answers.append(set())
         await eventually(lambda: not dispatcher.models())
 
         assert len(dispatcher._pool.replicas) == 1
-        assert await lengths([running]) == [49]
+        engine.slow_down(0)
+        assert await lengths([running]) == [1000 - num_begun]
         await eventually(lambda: not dispatcher._pool.replicas)
 
         answers.append({"127.0.0.1"})

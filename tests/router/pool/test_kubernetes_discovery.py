@@ -1,6 +1,8 @@
 """Discovery against a server that speaks the API's wire format and misbehaves on demand."""
 
 import asyncio
+import itertools
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from quire_router.discovery_status import DiscoveryStatus
 from quire_router.endpoint_slices import ServiceName
 from quire_router.errors import ConfigError
 from quire_router.kubernetes_api import SILENCE_S, WATCH_S, InCluster, KubernetesApi
-from quire_router.kubernetes_discovery import KubernetesDiscovery
+from quire_router.kubernetes_discovery import FIRST_RETRY_S, KubernetesDiscovery
 from quire_router.pool_config import PoolConfig
 from scripted_api_server import ScriptedApiServer, endpoint, scripted_api_server, slice_of
 
@@ -142,16 +144,18 @@ def test_a_watch_of_which_nothing_is_heard_may_last_its_time() -> None:
 
 async def test_bookmarks_keep_a_quiet_watch_alive(server: ScriptedApiServer) -> None:
     server.set(slice_of("a", ONE))
-    async with following(server, silence_s=0.6) as followed:
+    async with following(server, silence_s=3.0) as followed:
         await eventually(lambda: server.watches and followed.now == {"10.0.0.1"})
+        began_at = time.monotonic()
 
-        for version in range(8):
-            server.tell("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})
-            await asyncio.sleep(0.15)
+        while time.monotonic() < began_at + 4.0:
+            followed.status.heard_at = None
+            server.tell("BOOKMARK", {"metadata": {"resourceVersion": "7"}})
+            await eventually(lambda: followed.status.heard_at is not None)
+            await asyncio.sleep(0.1)
 
         assert len(server.lists) == 1
         assert followed.said == [{"10.0.0.1:50051"}]
-        assert followed.status.age_s < 0.6
 
 
 async def test_a_server_that_refuses_keeps_what_is_known_and_is_asked_again(
@@ -186,10 +190,11 @@ async def test_watches_that_end_at_once_are_not_asked_for_without_a_pause(
     server: ScriptedApiServer,
 ) -> None:
     server.ends_watches = True
+    began_at = time.monotonic()
     async with following(server) as followed:
-        await asyncio.sleep(1.0)
+        await eventually(lambda: followed.status.failures.get("short", 0) >= 4)
 
-    assert followed.status.failures["short"] <= 6
+    assert time.monotonic() - began_at >= 3 * FIRST_RETRY_S / 2
 
 
 async def test_a_token_that_is_replaced_is_used_from_then_on(server: ScriptedApiServer) -> None:
@@ -215,13 +220,13 @@ async def test_a_server_that_is_gone_makes_discovery_stale_and_not_empty(
         await eventually(lambda: server.watches and followed.now == {"10.0.0.1"})
         gone = replace(server.cluster, base_url="http://127.0.0.1:9")
 
-    status = DiscoveryStatus(source="kubernetes:///engines", clock=iter(range(99)).__next__)
+    status = DiscoveryStatus(source="kubernetes:///engines", clock=itertools.count().__next__)
     discovery = KubernetesDiscovery(ServiceName.parse("engines:1"), KubernetesApi(gone), status)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.5):
-            await anext(discovery.watch())
+    asked = asyncio.ensure_future(anext(discovery.watch()))
+    await eventually(lambda: status.failures.get("unreachable", 0) >= 2)
 
-    assert status.failures["unreachable"] >= 1
+    assert not asked.done()
+    asked.cancel()
     assert status.heard_at is None
     assert status.age_s > 0
 

@@ -5,6 +5,7 @@ from quire_engine.errors import InvalidRequestError
 from quire_engine.testing import FakeEngine
 from quire_router.dispatcher import PoolDispatcher
 from quire_router.pool_config import PoolConfig
+from quire_router.prefix_index import IndexMode
 
 PROMPT = list(range(1, 200))
 
@@ -15,8 +16,9 @@ def value(dispatcher: PoolDispatcher, name: str, **labels: str) -> float | None:
 
 async def test_a_replica_is_described_and_counted() -> None:
     async with FakeEngine() as engine, dispatching(engine.address) as dispatcher:
-        await read(start(dispatcher, PROMPT))
         [replica] = dispatcher._pool.replicas
+        await eventually(lambda: replica.index.mode is IndexMode.EXACT)
+        await read(start(dispatcher, PROMPT))
         await eventually(lambda: len(replica.index) >= 12)
         await read(start(dispatcher, PROMPT))
 
