@@ -1,9 +1,12 @@
 """Which optional parts of Quire a command needs, told in one line when they are missing."""
 
 import importlib.util
+from collections.abc import Mapping, Sequence
 
+MODULES_OF_LLM = ("tokenizers", "torch")
+"""What a model in this process needs of the extra `engine`: no server, so neither gRPC nor ZMQ."""
 MODULES_OF_EXTRA = {
-    "engine": ("grpc", "safetensors", "tokenizers", "torch", "zmq"),
+    "engine": ("grpc", *MODULES_OF_LLM, "zmq"),
     "router": ("fastapi", "grpc", "tokenizers", "uvicorn"),
 }
 
@@ -18,9 +21,22 @@ def require_extra(*extras: str) -> None:
     Raises:
         MissingExtraError: naming the packages and the command that installs them.
     """
+    _require({extra: MODULES_OF_EXTRA[extra] for extra in extras})
+
+
+def require_llm() -> None:
+    """Check that a model can run in this process, without importing what runs it.
+
+    Raises:
+        MissingExtraError: as `require_extra`.
+    """
+    _require({"engine": MODULES_OF_LLM})
+
+
+def _require(modules: Mapping[str, Sequence[str]]) -> None:
     missing = {
-        extra: [name for name in MODULES_OF_EXTRA[extra] if not is_installed(name)]
-        for extra in extras
+        extra: [name for name in names if not is_installed(name)]
+        for extra, names in modules.items()
     }
     absent = sorted({name for names in missing.values() for name in names})
     if absent:

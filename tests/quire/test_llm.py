@@ -1,7 +1,5 @@
 import logging
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -466,29 +464,6 @@ def test_an_option_of_the_wrong_type_or_range_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         engine_config("m", options)
-
-
-def test_importing_the_names_loads_neither_torch_nor_server_packages() -> None:
-    absent = ["torch", "msgspec", "zmq", "gguf", "grpc", "grpc_health", "orjson", "fastapi"]
-    absent += ["rich", "aiohttp", "opentelemetry"]
-    program = (
-        "import sys\n"
-        f"sys.modules.update(dict.fromkeys({absent!r}))\n"  # importing any of them fails
-        "from quire import LLM, SamplingParams, RequestOutput, CompletionOutput\n"
-        "from quire import RequestOutputKind\n"
-        "import quire\n"
-        "assert 'LLM' in dir(quire)\n"
-    )
-
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={"PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

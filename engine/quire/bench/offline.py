@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from quire.bench.ceilings import ceilings_at_start
+from quire.bench.counted_requests import text_requests
 from quire.bench.datasets import IdPool, synthetic_requests
 from quire.bench.metering import Run, RunFigures, metered, summarize_runs
 from quire.bench.options import DatasetConfig, check_at_least
 from quire.bench.progress import progress
 from quire.bench.request import BenchRequest
-from quire.bench.serve import text_requests
 from quire.offline import OfflineEngine
 from quire_engine.config import EngineConfig, option
 from quire_engine.core.messages import Roofline

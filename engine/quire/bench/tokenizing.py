@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from quire.openai_client import OpenAIClient, ServerError
 from quire_engine.errors import ConfigError
-
-MAX_IN_FLIGHT = 16
 
 _WORDS = """
     time year people way day man thing woman life child world school state family student group
@@ -42,26 +39,6 @@ class TokenCounter(Protocol):
     async def ids(self, text: str) -> list[int]:
         """Return the tokens of a text, without special ones."""
         ...
-
-
-class ServerCounter:
-    """Asks the server's /tokenize."""
-
-    def __init__(self, client: OpenAIClient, model: str) -> None:
-        self._client = client
-        self._model = model
-        self._gate = asyncio.Semaphore(MAX_IN_FLIGHT)
-
-    async def count(self, text: str, *, add_special_tokens: bool) -> int:
-        return int((await self._tokenize(text, add_special_tokens=add_special_tokens))["count"])
-
-    async def ids(self, text: str) -> list[int]:
-        return list((await self._tokenize(text, add_special_tokens=False))["tokens"])
-
-    async def _tokenize(self, text: str, *, add_special_tokens: bool) -> dict[str, Any]:
-        body = {"model": self._model, "prompt": text, "add_special_tokens": add_special_tokens}
-        async with self._gate:
-            return await self._client.post("/tokenize", body)
 
 
 class LocalCounter:
@@ -125,13 +102,3 @@ async def num_special_tokens(counter: TokenCounter) -> int:
         counter.count(" time", add_special_tokens=False),
     )
     return with_special - without
-
-
-async def check_tokenize(counter: TokenCounter) -> None:
-    """Raise TokenCountError when the server has no /tokenize."""
-    try:
-        await counter.count("time", add_special_tokens=False)
-    except ServerError as error:
-        raise TokenCountError(
-            f"the server's /tokenize does not answer ({error}); name a --tokenizer"
-        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quire.cli import help_text, refuse_command
-from quire.extras import MissingExtraError, require_extra
+from quire.extras import MissingExtraError, require_extra, require_llm
 from quire_engine.config import EngineConfig
 from quire_engine.errors import ConfigError, InvalidRequestError
 from quire_engine.flags import Parser, add_model, add_options, option_names, options_from
@@ -81,7 +81,7 @@ def run_latency(prog: str, arguments: Sequence[str]) -> int:
     compared, rest = _take_compare(arguments)
     if compared:
         return run_compare(prog, rest)
-    require_extra("engine")
+    require_llm()
     from quire.bench.offline import LatencyConfig, measure_latency
 
     parser = _engine_parser(
@@ -97,7 +97,7 @@ def run_latency(prog: str, arguments: Sequence[str]) -> int:
 
 def run_throughput(prog: str, arguments: Sequence[str]) -> int:
     """Measure tokens a second over many prompts."""
-    require_extra("engine")
+    require_llm()
     from quire.bench.offline import ThroughputConfig, measure_throughput
     from quire.bench.options import DatasetConfig
 
@@ -114,7 +114,7 @@ def run_throughput(prog: str, arguments: Sequence[str]) -> int:
 
 def run_compare(prog: str, arguments: Sequence[str]) -> int:
     """Measure Quire and transformers on the same model."""
-    require_extra("engine")
+    require_llm()
     if importlib.util.find_spec("transformers") is None:
         raise MissingExtraError("not installed: transformers; run: pip install transformers")
     from quire.bench.compare import CompareConfig
