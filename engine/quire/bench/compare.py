@@ -5,7 +5,8 @@
     cached prefix    seconds to the first token, the second time a prompt comes / the first time
 
 Both sides are timed from outside, by the wall clock, on fresh random prompts; turns alternate so
-that a slow minute of the machine is shared. Figures are medians over the rounds.
+that a slow minute of the machine is shared. Seconds are medians over the rounds; those of a single
+one may be less than nothing, where two times are subtracted on a busy machine.
 """
 
 import statistics
@@ -19,6 +20,7 @@ import numpy as np
 from quire.bench.offline import MeasuredLLM
 from quire.bench.options import check_at_least
 from quire_engine.config import option
+from quire_engine.errors import ConfigError
 from quire_engine.sampling_params import SamplingParams
 
 
@@ -86,6 +88,31 @@ class PrefixHit:
         return self.second_s / self.first_s
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measure:
+    """One line of the table before it is measured."""
+
+    name: str
+    num_tokens: int
+    seconds: Callable[[Generator], float]
+    """Time the tokens once."""
+
+    def speed(self, samples: Sequence[float]) -> float:
+        """Return tokens a second.
+
+        Raises:
+            ConfigError: the tokens took no time, by the median of these seconds.
+        """
+        seconds = statistics.median(samples)
+        if seconds <= 0:
+            raise ConfigError(
+                f"{self.name}: {self.num_tokens} tokens took {seconds * 1000:.3f} ms by the median "
+                f"of {len(samples)} rounds: the machine does too much else; give it more to do "
+                "with --decode-len, or more --num-rounds"
+            )
+        return self.num_tokens / seconds
+
+
 class Comparison:
     """Times generators on fresh random prompts."""
 
@@ -109,23 +136,27 @@ class Comparison:
         *,
         on_round: Callable[[], None] = lambda: None,
     ) -> list[Speed]:
-        """Measure every line of the table on both, in turns; the first round only warms up."""
+        """Measure every line of the table on both, in turns; the first round only warms up.
+
+        Raises:
+            ConfigError: the machine is too busy for the little that is asked of it.
+        """
         measures = self._measures()
-        samples: dict[str, tuple[list[float], list[float]]] = {n: ([], []) for n in measures}
+        samples: list[tuple[list[float], list[float]]] = [([], []) for _ in measures]
         for number in range(self._config.num_rounds + 1):
-            for name, measure in measures.items():
-                for values, generator in zip(samples[name], (quire, transformers), strict=True):
-                    value = measure(generator)
+            for measure, both in zip(measures, samples, strict=True):
+                for values, generator in zip(both, (quire, transformers), strict=True):
+                    seconds = measure.seconds(generator)
                     if number > 0:
-                        values.append(value)
+                        values.append(seconds)
             on_round()
         return [
             Speed(
-                measure=name,
-                quire=statistics.median(ours),
-                transformers=statistics.median(theirs),
+                measure=measure.name,
+                quire=measure.speed(ours),
+                transformers=measure.speed(theirs),
             )
-            for name, (ours, theirs) in samples.items()
+            for measure, (ours, theirs) in zip(measures, samples, strict=True)
         ]
 
     def prefix_hit(self, quire: Generator) -> PrefixHit:
@@ -139,19 +170,23 @@ class Comparison:
                 seconds.append(second_s)
         return PrefixHit(first_s=statistics.median(firsts), second_s=statistics.median(seconds))
 
-    def _measures(self) -> dict[str, Callable[[Generator], float]]:
-        batch = self._config.decode_batch
-        return {
-            f"prefill, {self._config.prefill_len} tokens": self._prefill,
-            "decode, batch 1": lambda generator: self._decode(generator, 1),
-            f"decode, batch {batch}": lambda generator: self._decode(generator, batch),
-        }
+    def _measures(self) -> list[_Measure]:
+        prefill_len = self._config.prefill_len
+        prefill = _Measure(
+            name=f"prefill, {prefill_len} tokens",
+            num_tokens=prefill_len,
+            seconds=lambda generator: self._seconds(generator, self._prompts(1, prefill_len), 1),
+        )
+        return [prefill, self._decode(1), self._decode(self._config.decode_batch)]
 
-    def _prefill(self, generator: Generator) -> float:
-        num_tokens = self._config.prefill_len
-        return num_tokens / self._seconds(generator, self._prompts(1, num_tokens), 1)
+    def _decode(self, batch: int) -> _Measure:
+        return _Measure(
+            name=f"decode, batch {batch}",
+            num_tokens=batch * (self._config.decode_len - 1),
+            seconds=lambda generator: self._decode_s(generator, batch),
+        )
 
-    def _decode(self, generator: Generator, batch: int) -> float:
+    def _decode_s(self, generator: Generator, batch: int) -> float:
         # Different prompts for the two, or the second would find the first one's prefix cached.
         one_s, all_s = (
             self._seconds(
@@ -159,7 +194,7 @@ class Comparison:
             )
             for num_tokens in (1, self._config.decode_len)
         )
-        return batch * (self._config.decode_len - 1) / (all_s - one_s)
+        return all_s - one_s
 
     def _prompts(self, batch: int, num_tokens: int) -> list[list[int]]:
         ids = self._rng.integers(0, self._vocabulary, (batch, num_tokens))

@@ -1,7 +1,8 @@
 """Runs a comparison with real models, and prints it."""
 
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quire.bench.compare import (
@@ -20,14 +21,21 @@ from quire_engine.model.source import resolve
 DTYPES = {"half": "float16", "float": "float32", "auto": "bfloat16"}
 
 
-def run_comparison(options: Mapping[str, Any], config: CompareConfig) -> dict[str, Any]:
+def run_comparison(
+    options: Mapping[str, Any],
+    config: CompareConfig,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Measure, print the table, and return (and keep) the result."""
     import torch
 
     source = resolve(EngineConfig.from_flat(options).model)
     dtype = DTYPES.get(options["dtype"], options["dtype"])
     device = "cuda" if torch.cuda.is_available() and options.get("device") != "cpu" else "cpu"
-    comparison = Comparison(config, int(source.config["vocab_size"]), seed=options.get("seed", 0))
+    comparison = Comparison(
+        config, int(source.config["vocab_size"]), seed=options.get("seed", 0), clock=clock
+    )
     transformers = TransformersGenerator.load(source, dtype, device)
     llm = make_llm(options)
     try:
