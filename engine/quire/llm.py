@@ -175,6 +175,27 @@ class LLM:
         self.llm_engine.core.reset_prefix_cache()
         return True
 
+    def start_profile(self) -> None:
+        """Record every step from the next one on, until `stop_profile`.
+
+        The LLM was made with `profile`, the folder for traces; `profile_steps=0` leaves all
+        recording to this method.
+
+        Raises:
+            ConfigError: it was made without.
+            QuireError: steps are being recorded already.
+        """
+        self.llm_engine.core.profiler().start_profile()
+
+    def stop_profile(self) -> None:
+        """Write the trace and the table of kernels, which is printed too.
+
+        Raises:
+            ConfigError: the LLM was made without `profile`.
+            QuireError: nothing is being recorded.
+        """
+        self.llm_engine.core.profiler().stop_profile()
+
     def close(self) -> None:
         """Give the model's memory back. The LLM cannot be used after."""
         self._open_engine = None

@@ -178,13 +178,15 @@ class ProfilingConfig:
     profile: str | None = option(
         None, "folder for a trace (Chrome's format) of some steps and a table of their kernels"
     )
-    profile_steps: int = option(20, "steps to record")
+    profile_steps: int = option(
+        20, "steps to record; 0: only those between LLM.start_profile() and LLM.stop_profile()"
+    )
     profile_skip: int = option(0, "steps to run before that")
 
     def __post_init__(self) -> None:
-        for name, least in (("profile_steps", 1), ("profile_skip", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        for name in ("profile_steps", "profile_skip"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,9 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
-    folder: Path = tmp_path_factory.mktemp("dummy")
+def make_llm(folder: Path, **options: Any) -> LLM:
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    with LLM(
+    return LLM(
         model=str(folder),
         load_format="dummy",
         skip_tokenizer_init=True,
@@ -37,7 +36,13 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         max_num_seqs=16,
         kv_cache_memory_bytes=1 << 22,
         dtype="float32",
-    ) as llm:
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with make_llm(tmp_path_factory.mktemp("dummy")) as llm:
         yield llm
 
 
@@ -89,3 +94,28 @@ def test_without_a_tokenizer_text_is_refused(llm: LLM) -> None:
         llm.get_tokenizer()
     with pytest.raises(InvalidRequestError, match="no chat template"):
         llm.chat([{"role": "user", "content": "x"}], use_tqdm=False)
+
+
+def test_a_program_records_the_steps_that_it_wants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, prompt = tmp_path / "traces", {"prompt_token_ids": [5, 6, 7]}
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+
+    with make_llm(tmp_path, profile=str(folder), profile_steps=0, device="cpu") as llm:
+        llm.generate(prompt, params, use_tqdm=False)
+        llm.start_profile()
+        llm.generate(prompt, params, use_tqdm=False)
+        llm.stop_profile()
+        llm.generate(prompt, params, use_tqdm=False)
+
+    trace, table = folder / "quire-0.pt.trace.json.gz", folder / "quire-0.txt"
+    assert sorted(folder.iterdir()) == [trace, table]
+    assert table.read_text().startswith(f"4 steps of 6 tokens in {trace}\n")
+    assert capsys.readouterr().err.endswith(table.read_text())
+
+
+def test_recording_steps_without_a_folder_for_traces_names_the_option(llm: LLM) -> None:
+    for method in (llm.start_profile, llm.stop_profile):
+        with pytest.raises(ConfigError, match=r'set profile, as in LLM\(model, profile="traces"'):
+            method()

@@ -18,8 +18,8 @@ from quire_engine.core.messages import (
 )
 from quire_engine.core.meter import StepMeter
 from quire_engine.core.scheduler import Scheduler
-from quire_engine.errors import RequestError
-from quire_engine.runner.plan import ModelRunner, PendingStep, StepPlan
+from quire_engine.errors import ConfigError, RequestError
+from quire_engine.runner.plan import ModelRunner, PendingStep, StepPlan, StepProfiler
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,20 @@ class EngineCore:
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no live sequence uses; `step` reports it."""
         self._cache.pool.forget_unused()
+
+    def profiler(self) -> StepProfiler:
+        """Return what starts and stops the recording of steps.
+
+        Raises:
+            ConfigError: the configuration names no folder for traces.
+        """
+        profiler: StepProfiler | None = getattr(self._runner, "profiler", None)
+        if profiler is None:
+            raise ConfigError(
+                "no folder for traces is configured: set profile, as in LLM(model, "
+                'profile="traces", profile_steps=0), or --profile'
+            )
+        return profiler
 
     def check_alive(self) -> None:
         """Raise what the runner raises if it has found out that it can compute nothing more."""

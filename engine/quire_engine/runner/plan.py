@@ -114,6 +114,18 @@ class ModelRunner(Protocol):
         ...
 
 
+class StepProfiler(Protocol):
+    """What a runner whose steps can be recorded has as its `profiler`."""
+
+    def start_profile(self) -> None:
+        """Record every step from the next one on."""
+        ...
+
+    def stop_profile(self) -> None:
+        """Write what was recorded."""
+        ...
+
+
 class FinishedStep:
     """A `PendingStep` of a runner that computes while it launches."""
 

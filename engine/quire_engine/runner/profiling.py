@@ -17,8 +17,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from quire_engine.config import ProfilingConfig
-from quire_engine.errors import ConfigError
-from quire_engine.runner.plan import ModelRunner, PendingStep, StepPlan, StepResult
+from quire_engine.errors import ConfigError, QuireError
+from quire_engine.runner.plan import (
+    ModelRunner,
+    PendingStep,
+    StepPlan,
+    StepProfiler,
+    StepResult,
+)
 
 NUM_ROWS = 30
 """Of the table: the rest of a step's kernels is short."""
@@ -67,6 +73,10 @@ class ProfiledRunner:
     def max_num_in_flight(self) -> int:
         return self._runner.max_num_in_flight
 
+    @property
+    def profiler(self) -> StepProfiler:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         """Return what only some runners have."""
         return getattr(self._runner, name)
@@ -78,11 +88,9 @@ class ProfiledRunner:
         number = self._num_steps
         self._num_steps += 1
         if not self._first <= number < self._end:
-            if self._last is not None:
-                self._last.settle()
-                self._last = None
+            self._settle_last()
             return self._runner.launch(plan)
-        if number == self._first:
+        if not self._recording.is_running:
             self._recording.start()
         described = f"{plan.total_num_tokens} tokens of {len(plan.num_tokens)} sequences"
         with record_function(STEP, described):
@@ -92,6 +100,38 @@ class ProfiledRunner:
             return pending
         self._last = LastStep(pending, self._recording.finish)
         return self._last
+
+    def start_profile(self) -> None:
+        """Record every step from the next one on, in place of those of the configuration.
+
+        Raises:
+            QuireError: a recording is running.
+        """
+        self._settle_last()
+        if self._recording.is_running:
+            raise QuireError(
+                "steps are being recorded already: stop_profile() ends that; with profile_steps=0 "
+                "nothing is recorded before start_profile()"
+            )
+        self._recording.start()
+        self._first, self._end = self._num_steps, sys.maxsize
+
+    def stop_profile(self) -> None:
+        """Write the trace and the table of what was recorded, launched steps to their end.
+
+        Raises:
+            QuireError: nothing is being recorded.
+        """
+        self._settle_last()
+        if not self._recording.is_running:
+            raise QuireError("no steps are being recorded: call start_profile() before")
+        self._end = self._num_steps
+        self._recording.finish()
+
+    def _settle_last(self) -> None:
+        if self._last is not None:
+            self._last.settle()
+            self._last = None
 
 
 class LastStep:
@@ -130,8 +170,13 @@ class Recording:
         self._num_steps = 0
         self._num_tokens = 0
 
+    @property
+    def is_running(self) -> bool:
+        return self._profile is not None
+
     def start(self) -> None:
         """Record from now on."""
+        self._num_steps = self._num_tokens = 0
         activities = [ProfilerActivity.CPU]
         if self._is_cuda:
             activities.append(ProfilerActivity.CUDA)

@@ -13,7 +13,7 @@ import pytest
 from gpu_runner_support import run, workload
 from quire_engine.config import EngineConfig, ProfilingConfig
 from quire_engine.core.engine_core import EngineCore
-from quire_engine.errors import ConfigError
+from quire_engine.errors import ConfigError, QuireError
 from quire_engine.runner.factory import build_runner
 from quire_engine.runner.plan import PendingStep, StepPlan, StepResult
 from quire_engine.runner.profiling import ProfiledRunner, kernel_table, profiled
@@ -73,6 +73,80 @@ def test_a_recording_that_is_cut_short_is_written_too(tiny_model: Path, tmp_path
 
     [trace] = tmp_path.glob("*.pt.trace.json.gz")
     assert len(steps_in(trace)) == 12
+
+
+def test_what_runs_between_start_and_stop_is_in_the_trace_and_nothing_else(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    core = new_core(tiny_model, profile=str(tmp_path), profile_steps=0)
+
+    for num_prompt_tokens in (9, 5):
+        run(core, workload([7], [GREEDY]))
+        core.profiler().start_profile()
+        run(core, workload([num_prompt_tokens, 6], [GREEDY]))
+        core.profiler().stop_profile()
+
+    traces = sorted(tmp_path.glob("*.pt.trace.json.gz"))
+    # A step for both prompts, which samples their first tokens, and 11 for the others.
+    assert [len(steps_in(trace)) for trace in traces] == [12, 12]
+    tables = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert tables[0].startswith(f"12 steps of {9 + 6 + 22} tokens in {traces[0]}\n")
+    assert tables[1].startswith(f"12 steps of {5 + 6 + 22} tokens in {traces[1]}\n")
+
+
+def test_a_start_takes_the_place_of_steps_still_to_be_recorded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    core = new_core(tiny_model, profile=str(tmp_path), profile_steps=2, profile_skip=14)
+    run(core, workload([9], [GREEDY]))
+
+    core.profiler().start_profile()
+    run(core, workload([9], [GREEDY]))
+    core.profiler().stop_profile()
+    run(core, workload([9], [GREEDY]))
+
+    [trace] = tmp_path.glob("*.pt.trace.json.gz")
+    assert len(steps_in(trace)) == 12
+
+
+def test_a_stop_ends_the_recording_of_the_configuration(tiny_model: Path, tmp_path: Path) -> None:
+    core = new_core(tiny_model, profile=str(tmp_path), profile_steps=100)
+    run(core, workload([9], [GREEDY]))
+    with pytest.raises(QuireError, match=r"recorded already: .*profile_steps=0"):
+        core.profiler().start_profile()
+
+    core.profiler().stop_profile()
+    run(core, workload([9], [GREEDY]))
+
+    [trace] = tmp_path.glob("*.pt.trace.json.gz")
+    assert len(steps_in(trace)) == 12
+    with pytest.raises(QuireError, match=r"no steps are being recorded: call start_profile\(\)"):
+        core.profiler().stop_profile()
+
+
+def test_a_step_in_flight_ends_in_its_own_recording(tmp_path: Path) -> None:
+    runner = LateRunner()
+    recorded = ProfiledRunner(runner, ProfilingConfig(profile=str(tmp_path), profile_steps=1))
+    pending = [recorded.launch(plan(1))]
+
+    recorded.start_profile()
+    pending += [recorded.launch(plan(number)) for number in (2, 4)]
+    recorded.stop_profile()
+
+    assert runner.told == ["launch 1", "wait 1", "launch 2", "launch 4"]
+    assert [one.wait().token_ids for one in pending] == [{0: 1}, {0: 2}, {0: 4}]
+    tables = [path.read_text() for path in sorted(tmp_path.glob("*.txt"))]
+    assert [table.split(" in ")[0] for table in tables] == [
+        "1 steps of 1 tokens",
+        "2 steps of 6 tokens",
+    ]
+
+
+def test_without_a_folder_for_traces_a_start_names_the_option(tiny_model: Path) -> None:
+    core = new_core(tiny_model)
+
+    with pytest.raises(ConfigError, match="no folder for traces is configured: set profile"):
+        core.profiler()
 
 
 def test_engines_that_record_into_one_folder_keep_their_traces(
@@ -192,11 +266,11 @@ def test_the_table_of_a_gpu_has_its_kernels_alone_and_the_longest_first() -> Non
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"profile_steps": 0}, "profile_steps must be at least 1, not 0"),
+        ({"profile_steps": -1}, "profile_steps must be at least 0, not -1"),
         ({"profile_skip": -1}, "profile_skip must be at least 0, not -1"),
     ],
 )
-def test_a_recording_of_nothing_is_refused(options: dict[str, int], message: str) -> None:
+def test_a_recording_of_less_than_nothing_is_refused(options: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ProfilingConfig(**options)  # type: ignore[arg-type]  # each is an int
 
