@@ -99,6 +99,16 @@ def test_an_alert_waits_as_long_as_it_says(promtool: str, tmp_path: Path) -> Non
     assert len(worlds) > 10
 
 
+def test_a_kernel_compiled_before_the_first_scrape_is_told_of_for_half_an_hour(
+    promtool: str, tmp_path: Path
+) -> None:
+    name = "QuireKernelsCompiledLate"
+    [trouble] = [trouble for trouble in TROUBLES if trouble.alert == name]
+    compiled = dict.fromkeys(trouble.series, f"1+0x{NUM_MINUTES}")
+
+    check(promtool, tmp_path, world(name, compiled, {5: (name,), 25: (name,), 35: ()}))
+
+
 def test_every_alert_has_its_trouble() -> None:
     assert [trouble.alert for trouble in TROUBLES] == [alert.name for alert in ALERTS]
 

@@ -78,6 +78,7 @@ def _engines() -> dict[str, str]:
             f"quire_engine_num_requests_waiting{{{labels}}}": always(1),
             f"quire_engine_kv_cache_usage_ratio{{{labels}}}": always(0.5),
             f"quire_engine_num_preemptions_total{{{labels}}}": growing(0),
+            f"quire_engine_kernel_compiles_after_ready_total{{{labels}}}": growing(0),
             f"quire_engine_generation_tokens_total{{{labels}}}": growing(6000),
             f"quire_engine_prompt_tokens_total{{{labels}}}": growing(6000),
             f"quire_engine_prefix_cache_queries_total{{{labels}}}": growing(100),
@@ -92,6 +93,7 @@ def _router() -> dict[str, str]:
         f"up{{{ROUTER}}}": always(1),
         f"quire_router_requests_in_flight{{{ROUTER}}}": always(16),
         f"quire_router_parked_requests{{{ROUTER}}}": always(0),
+        f"quire_router_worker_restarts_total{{{ROUTER}}}": growing(0),
         f'quire_router_discovery_age_seconds{{{ROUTER},source="chat-engine"}}': always(60),
         requests("200"): growing(240),
     }
@@ -205,6 +207,11 @@ TROUBLES = (
         },
         at_minute=150,
     ),
+    Trouble(
+        "QuireKernelsCompiledLate",
+        {f"quire_engine_kernel_compiles_after_ready_total{{{_FIRST}}}": "0+0x30 1+0x400"},
+        at_minute=35,
+    ),
     Trouble("QuireScrapeFailing", {f"up{{{_FIRST}}}": always(0)}),
     Trouble(
         "QuireRouterNoReplicas",
@@ -229,6 +236,11 @@ TROUBLES = (
             f'quire_router_replica_prefix_index_mode{{{towards(PODS[0])},mode="{mode}"}}': value
             for mode, value in {"exact": always(0), "degraded": always(1)}.items()
         },
+    ),
+    Trouble(
+        "QuireRouterWorkersRestarting",
+        {f"quire_router_worker_restarts_total{{{ROUTER}}}": "0+0x20 1+1x3 4+0x400"},
+        at_minute=30,
     ),
     Trouble("QuireRouterOverloaded", histogram("quire_router_event_loop_lag_seconds", ROUTER, 1)),
     Trouble("QuireOperatorDown", {f"quire_operator_leader{{{OPERATOR}}}": always(0)}),
@@ -257,6 +269,9 @@ QUIET: Mapping[str, Series] = {
     "idle": {key: growing(0) for key in HEALTHY if "_total" in key or "_bucket" in key}
     | {key: always(0) for key in HEALTHY if "num_requests" in key or "in_flight" in key},
     "health checks that fail": {requests("503", "/readyz"): growing(240)},
+    "one worker that was restarted": {
+        f"quire_router_worker_restarts_total{{{ROUTER}}}": f"0+0x10 1+0x{NUM_MINUTES}"
+    },
     "one failed request": {requests("500"): f"0+0x200 1+0x{NUM_MINUTES}"},
 }
 """States in which nobody must be woken."""

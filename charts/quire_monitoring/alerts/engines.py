@@ -5,6 +5,7 @@ from quire_monitoring.rules import Alert, Group, Severity
 
 _ABOUT = "{{ $labels.namespace }}/{{ $labels.quire_dev_deployment }}"
 _POD = "{{ $labels.namespace }}/{{ $labels.pod }}"
+_COMPILES = "quire_engine_kernel_compiles_after_ready_total"
 _ON_POD = "on (namespace, quire_dev_deployment, pod, instance)"
 
 ENGINE_ALERTS = Group(
@@ -105,6 +106,25 @@ ENGINE_ALERTS = Group(
                 "index or a full cache; both low are new prompts.",
                 "Board *Cache and routing*, *Knowledge of caches*: see QuirePrefixIndexDegraded.",
                 "Was it a rollout? Caches start empty; wait.",
+            ),
+        ),
+        Alert(
+            name="QuireKernelsCompiledLate",
+            severity=Severity.WARNING,
+            # The second half: those before the first scrape, of which no increase tells.
+            expr=f"increase({_COMPILES}[30m]) > 0"
+            f" or ({_COMPILES} > 0 unless {_COMPILES} offset 30m)",
+            lasting="0m",
+            summary=f"{_POD} has compiled kernels while requests waited",
+            meaning="Warming up has missed a variant: all streams of the pod pause, for "
+            "milliseconds "
+            "if the kernel was on disk, for seconds if not. It is a bug of Quire.",
+            look=(
+                "Board *Model*, *Kernels compiled late* and *Step time*: how often, how long?",
+                "`kubectl logs -n NAMESPACE POD | grep 'kernel compiled after ready'`: which ones. "
+                "Please report them with model, flags and GPU.",
+                "Until it is repaired, keep compiled kernels on a volume that outlives the pod "
+                "(`TRITON_CACHE_DIR`): then only the first replica compiles.",
             ),
         ),
         Alert(

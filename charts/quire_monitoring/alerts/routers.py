@@ -96,6 +96,22 @@ ROUTER_ALERTS = Group(
             ),
         ),
         Alert(
+            name="QuireRouterWorkersRestarting",
+            severity=Severity.WARNING,
+            expr="increase(quire_router_worker_restarts_total[30m]) > 2",
+            lasting="0m",
+            summary=f"{_POD} has restarted workers {{{{ $value | humanize }}}} times in half an "
+            "hour",
+            meaning="The streams of a worker end with it; its router goes on with the others. Out "
+            "of memory, a crash, or an event loop that stood still for 30 s.",
+            look=(
+                "`kubectl logs -n NAMESPACE POD | grep 'worker ended'`: how each ended.",
+                "`kubectl top pod -n NAMESPACE -l app.kubernetes.io/component=router`: is the "
+                "memory near its limit? `spec.router.resources`, or fewer `--workers`.",
+                "Board *Cache and routing*, *Workers restarted*: since when, and in which pods?",
+            ),
+        ),
+        Alert(
             name="QuireRouterOverloaded",
             severity=Severity.WARNING,
             expr="histogram_quantile(0.99, sum by (le, namespace, quire_dev_deployment, pod)"

@@ -1,5 +1,7 @@
 """One model's latency and throughput, by replica: where time goes, and what is asked for."""
 
+from dataclasses import replace
+
 from quire_monitoring.boards.variables import DEPLOYMENT, NAMESPACE, REPLICA
 from quire_monitoring.panels import Board, Heat, Lines, Query, Row
 from quire_monitoring.selectors import ENGINE, mean, quantile, rate, share
@@ -138,36 +140,50 @@ THROUGHPUT = Row(
         ),
     ),
 )
+_WAITING = (
+    Lines(
+        title="Waiting, by reason",
+        help="Requests not yet begun with, by what they wait for.",
+        queries=[
+            Query(
+                f"sum by (reason) ({_P}num_requests_waiting_by_reason{{{ENGINE}}})",
+                "{{reason}}",
+            )
+        ],
+        unit="short",
+        is_stacked=True,
+    ),
+    _rate(
+        "Time waited, by reason",
+        "Seconds that requests waited, per second: the mean number that waits for that.",
+        "wait_seconds_total",
+        "short",
+        by="reason",
+    ),
+    _rate(
+        "Tokens wasted",
+        "Computed again after preemptions, or for clients that left; per second.",
+        "wasted_tokens_total",
+        "short",
+        by="reason",
+    ),
+    Lines(
+        title="Kernels compiled late",
+        help="Kernels of a GPU that requests waited for, because warming up missed them; 0 is "
+        "right.",
+        queries=[
+            Query(
+                "sum by (pod) (increase("
+                f"{_P}kernel_compiles_after_ready_total{{{ENGINE}}}[$__rate_interval]))",
+                "{{pod}}",
+            )
+        ],
+        unit="short",
+    ),
+)
 WAITING = Row(
     "Why requests wait, and what is wasted",
-    (
-        Lines(
-            title="Waiting, by reason",
-            help="Requests not yet begun with, by what they wait for.",
-            queries=[
-                Query(
-                    f"sum by (reason) ({_P}num_requests_waiting_by_reason{{{ENGINE}}})",
-                    "{{reason}}",
-                )
-            ],
-            unit="short",
-            is_stacked=True,
-        ),
-        _rate(
-            "Time waited, by reason",
-            "Seconds that requests waited, per second: the mean number that waits for that.",
-            "wait_seconds_total",
-            "short",
-            by="reason",
-        ),
-        _rate(
-            "Tokens wasted",
-            "Computed again after preemptions, or for clients that left; per second.",
-            "wasted_tokens_total",
-            "short",
-            by="reason",
-        ),
-    ),
+    tuple(replace(panel, width=6) for panel in _WAITING),
 )
 MEMORY = Row(
     "Load and memory",

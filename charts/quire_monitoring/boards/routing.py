@@ -285,6 +285,42 @@ COST = Row(
         ),
     ),
 )
+PROCESSES = Row(
+    "Processes of routers",
+    (
+        Lines(
+            title="Workers",
+            help="Processes of a router that accept requests.",
+            queries=[Query(f"sum by (pod) (quire_router_workers{{{ROUTER}}})", "{{pod}}")],
+            unit="short",
+        ),
+        Lines(
+            title="Workers restarted",
+            help="Each had ended, and its streams with it; 0 is right.",
+            queries=[
+                Query(
+                    "sum by (pod) (increase("
+                    f"quire_router_worker_restarts_total{{{ROUTER}}}[$__rate_interval]))",
+                    "{{pod}}",
+                )
+            ],
+            unit="short",
+        ),
+        Lines(
+            title="Cores used",
+            help="By all processes of a router. A worker uses one at most; more of them: "
+            "--workers.",
+            queries=[
+                Query(
+                    f"sum by (pod) (rate(process_cpu_seconds_total{{{ROUTER}}}[$__rate_interval])"
+                    f" and on (namespace, pod, instance) quire_router_workers{{{ROUTER}}})",
+                    "{{pod}}",
+                )
+            ],
+            unit="short",
+        ),
+    ),
+)
 DISCOVERY = Row(
     "How replicas are found",
     (
@@ -344,6 +380,6 @@ ROUTING = Board(
     uid="quire-routing",
     title="Quire / Cache and routing",
     help="Where routers send requests, what they know of caches, and what it gains and costs.",
-    rows=(SUMMARY, PLACEMENT, CACHE, DECISIONS, COST, DISCOVERY),
+    rows=(SUMMARY, PLACEMENT, CACHE, DECISIONS, COST, PROCESSES, DISCOVERY),
     variables=(NAMESPACE, DEPLOYMENT, REPLICA_ADDRESS),
 )
