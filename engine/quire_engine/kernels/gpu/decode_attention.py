@@ -67,10 +67,7 @@ def decode_attention(
         k_cache.stride(1),
         k_cache.stride(2),
         GROUP=group,
-        GROUP_ROWS=max(16, triton.next_power_of_2(group)),
-        GROUP_PADDED=triton.next_power_of_2(group),
         HEAD_DIM=head_dim,
-        HEAD_PADDED=triton.next_power_of_2(head_dim),
         BLOCK_SIZE=block_size,
         BLOCK_N=tiles.block_n,
         LOOKS_AHEAD=tiles.looks_ahead,
@@ -107,10 +104,7 @@ def _decode_kernel(
     kv_stride_p,
     kv_stride_n,
     GROUP: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HEAD_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LOOKS_AHEAD: tl.constexpr,
@@ -124,22 +118,14 @@ def _decode_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     head = tl.program_id(0)
     item = tl.program_id(1)
-    fields = items_ptr + item * ITEM_FIELDS
-    # All of these before the test: one wait for memory instead of two.
-    slot = tl.load(fields).to(tl.int64)
-    row = tl.load(fields + 1).to(tl.int64)
-    start = tl.load(fields + 2)
-    end = tl.load(fields + 3)
-    first_item = tl.load(fields + 4)
-    num_splits = tl.load(fields + 5)
+    slot, row, start, end, first_item, num_splits = _read_item(items_ptr + item * ITEM_FIELDS)
     num_items = tl.load(num_items_ptr)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if item >= num_items:
         return
-    g = tl.arange(0, GROUP_ROWS)
-    d = tl.arange(0, HEAD_PADDED)
-    IS_PADDED: tl.constexpr = HEAD_DIM != HEAD_PADDED
+    g = tl.arange(0, max(16, triton.next_power_of_2(GROUP)))
+    d = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
     n = tl.arange(0, BLOCK_N)
     q_head = head * GROUP + g
     real = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
@@ -150,11 +136,66 @@ def _decode_kernel(
     if k_scale_ptr is not None:
         scale *= tl.load(k_scale_ptr)
     table = table_ptr + row * table_stride_r
-    k_head = k_ptr + head * kv_stride_n
-    v_head = v_ptr + head * kv_stride_n
-    top = tl.full((GROUP_ROWS,), NO_SCORE, tl.float32)
-    total = tl.zeros((GROUP_ROWS,), tl.float32)
-    acc = tl.zeros((GROUP_ROWS, HEAD_PADDED), tl.float32)
+    cache = (k_ptr + head * kv_stride_n, v_ptr + head * kv_stride_n, kv_stride_block, kv_stride_p)
+    mean, top, total = _attend(
+        q, n, start, end, scale, table, cache, v_scale_ptr, HEAD_DIM, BLOCK_SIZE, LOOKS_AHEAD
+    )
+    out = out_ptr + slot * out_stride_b
+    if num_splits == 1:
+        mean = tl.where(end > start, mean, 0)
+        place = out + q_head[:, None] * HEAD_DIM + d[None, :]
+        tl.store(place, mean.to(out_ptr.dtype.element_ty), mask=real)
+    else:
+        num_heads = tl.num_programs(0) * GROUP
+        part = item.to(tl.int64) * num_heads + q_head
+        tl.store(partial_ptr + part[:, None] * HEAD_DIM + d[None, :], mean, mask=real)
+        tl.store(log_sums_ptr + part, top + tl.log2(total), mask=g < GROUP)
+        # Every thread's part must be written before one of them counts the program as done.
+        tl.debug_barrier()
+        arrivals = arrivals_ptr + slot * tl.num_programs(0) + head
+        if tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
+            tl.store(arrivals, 0)
+            parts = (partial_ptr, log_sums_ptr, first_item, num_splits)
+            _merge(parts, out, head, GROUP, HEAD_DIM, BLOCK_SPLITS)
+
+
+@triton.jit
+def _read_item(fields):
+    """Read slot, row, first key, end of keys, first item of the slot and splits of the slot."""
+    # All of these before any is used: one wait for memory instead of two.
+    slot = tl.load(fields).to(tl.int64)
+    row = tl.load(fields + 1).to(tl.int64)
+    start = tl.load(fields + 2)
+    end = tl.load(fields + 3)
+    return slot, row, start, end, tl.load(fields + 4), tl.load(fields + 5)
+
+
+@triton.jit
+def _attend(
+    q,
+    n,
+    start,
+    end,
+    scale,
+    table,
+    cache,
+    v_scale_ptr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    LOOKS_AHEAD: tl.constexpr,
+):
+    """Return the mean of the values of keys, and the top score and sum of their weights.
+
+    `n` counts the keys of a step. `cache` has keys and values of the head, and the strides of a
+    block and of a token in it.
+    """
+    k_head, v_head, kv_stride_block, kv_stride_p = cache
+    d = tl.arange(0, q.shape[1])
+    IS_PADDED: tl.constexpr = HEAD_DIM != q.shape[1]
+    BLOCK_N: tl.constexpr = n.shape[0]
+    top = tl.full((q.shape[0],), NO_SCORE, tl.float32)
+    total = tl.zeros((q.shape[0],), tl.float32)
+    acc = tl.zeros((q.shape[0], q.shape[1]), tl.float32)
     # Past the end, the last line again: it is at hand, and no value that is not a key's.
     t = tl.minimum(start + n, end - 1)
     block = tl.load(table + t // BLOCK_SIZE)
@@ -168,7 +209,7 @@ def _decode_kernel(
             t = tl.minimum(first + BLOCK_N + n, end - 1)
             block = tl.load(table + t // BLOCK_SIZE)
         k = load_lines(
-            k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, DOT_DTYPE
+            k_head + line[None, :] + d[:, None], (d < HEAD_DIM)[:, None], IS_PADDED, q.dtype
         )
         scores = tl.dot(q, k, input_precision="ieee") * scale
         scores = tl.where((first + n < end)[None, :], scores, NO_SCORE)
@@ -176,66 +217,33 @@ def _decode_kernel(
         weights = tl.exp2(scores - new_top[:, None])
         keep = tl.exp2(top - new_top)
         v = load_lines(
-            v_head + line[:, None] + d[None, :], (d < HEAD_DIM)[None, :], IS_PADDED, DOT_DTYPE
+            v_head + line[:, None] + d[None, :], (d < HEAD_DIM)[None, :], IS_PADDED, q.dtype
         )
         total = total * keep + tl.sum(weights, 1)
         acc = acc * keep[:, None]
-        acc = tl.dot(weights.to(DOT_DTYPE), v, acc, input_precision="ieee")
+        acc = tl.dot(weights.to(q.dtype), v, acc, input_precision="ieee")
         top = new_top
     # An item without keys is a padding slot's.
-    acc = acc / tl.where(end > start, total, 1)[:, None]
+    mean = acc / tl.where(end > start, total, 1)[:, None]
     if v_scale_ptr is not None:
-        acc *= tl.load(v_scale_ptr)
-    out = out_ptr + slot * out_stride_b
-    if num_splits == 1:
-        acc = tl.where(end > start, acc, 0)
-        tl.store(
-            out + q_head[:, None] * HEAD_DIM + d[None, :],
-            acc.to(out_ptr.dtype.element_ty),
-            mask=real,
-        )
-    else:
-        num_heads = tl.num_programs(0) * GROUP
-        at = item.to(tl.int64) * num_heads + q_head
-        tl.store(partial_ptr + at[:, None] * HEAD_DIM + d[None, :], acc, mask=real)
-        tl.store(log_sums_ptr + at, top + tl.log2(total), mask=g < GROUP)
-        # Every thread's part must be written before one of them counts the program as done.
-        tl.debug_barrier()
-        arrivals = arrivals_ptr + slot * tl.num_programs(0) + head
-        if tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
-            tl.store(arrivals, 0)
-            _merge(
-                partial_ptr,
-                log_sums_ptr,
-                out,
-                first_item,
-                num_splits,
-                num_heads,
-                head,
-                GROUP,
-                GROUP_PADDED,
-                HEAD_DIM,
-                HEAD_PADDED,
-                BLOCK_SPLITS,
-            )
+        mean *= tl.load(v_scale_ptr)
+    return mean, top, total
 
 
 @triton.jit
 def _merge(
-    partial_ptr,
-    log_sums_ptr,
+    parts,
     out,
-    first_item,
-    num_splits,
-    num_heads,
     head,
     GROUP: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HEAD_PADDED: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
 ):
     """Write the weighted mean of a slot's partial results."""
+    partial_ptr, log_sums_ptr, first_item, num_splits = parts
+    num_heads = tl.num_programs(0) * GROUP
+    GROUP_PADDED: tl.constexpr = triton.next_power_of_2(GROUP)
+    HEAD_PADDED: tl.constexpr = triton.next_power_of_2(HEAD_DIM)
     s = tl.arange(0, BLOCK_SPLITS)
     g = tl.arange(0, GROUP_PADDED)
     d = tl.arange(0, HEAD_PADDED)
