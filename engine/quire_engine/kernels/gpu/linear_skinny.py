@@ -162,6 +162,143 @@ def _rows(pair, WEIGHT_FIRST: tl.constexpr):
     return tl.trans(pair) if WEIGHT_FIRST else pair
 
 
+@triton.jit
+def _places(tile, num_tokens, num_outputs, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Return the tokens and outputs of a tile."""
+    # Eight tiles of tokens go through all outputs before the next eight: both stay in the cache.
+    num_token_tiles = tl.cdiv(num_tokens, TOKENS)
+    group = TOKEN_TILES * tl.cdiv(num_outputs, COLUMNS)
+    first = tile // group * TOKEN_TILES
+    size = tl.minimum(num_token_tiles - first, TOKEN_TILES)
+    t = (first + tile % group % size) * TOKENS + tl.arange(0, TOKENS)
+    return t, tile % group // size * COLUMNS + tl.arange(0, COLUMNS)
+
+
+@triton.jit
+def _multiply_part(
+    x_row,
+    row,
+    up_offset,
+    rows,
+    columns,
+    x_scale_ptr,
+    scale_ptr,
+    first,
+    part,
+    width,
+    DEPTH: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    SCALE_DIMS: tl.constexpr,
+    WEIGHT_FIRST: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Return products over the inputs from `first` on: the gates, and what they let through.
+
+    Without gates the first are all there is.
+    """
+    t, is_token = rows
+    o, is_output, num_outputs = columns
+    is_token, is_row = is_token[:, None], is_output[:, None]
+    i = tl.arange(0, DEPTH)
+    if WEIGHT_FIRST:
+        acc = tl.zeros((o.shape[0], t.shape[0]), tl.float32)
+        up_acc = tl.zeros((o.shape[0], t.shape[0]), tl.float32)
+    else:
+        acc = tl.zeros((t.shape[0], o.shape[0]), tl.float32)
+        up_acc = tl.zeros((t.shape[0], o.shape[0]), tl.float32)
+    stride = tl.cdiv(width, SCALE_BLOCK)
+    x_scale = x_scale_ptr + t * stride
+    scale = scale_ptr + o // SCALE_BLOCK * stride
+    up_scale = scale_ptr + (o + num_outputs) // SCALE_BLOCK * stride
+    for start in range(0, part, DEPTH):
+        is_input = i < part - start
+        if IS_EVEN:
+            x = tl.load(x_row + start, mask=is_token, other=0.0)
+        else:
+            x = tl.load(x_row + start, mask=is_token & is_input[None, :], other=0.0)
+        w = load_weight(row + start, is_row & is_input[None, :], IS_EVEN)
+        g = (first + start) // SCALE_BLOCK
+        acc = _multiply(
+            x, w, acc, x_scale + g, scale + g, is_token, is_output, SCALE_DIMS, WEIGHT_FIRST
+        )
+        if GATED:
+            w = load_weight(row + up_offset + start, is_row & is_input[None, :], IS_EVEN)
+            up_acc = _multiply(
+                x,
+                w,
+                up_acc,
+                x_scale + g,
+                up_scale + g,
+                is_token,
+                is_output,
+                SCALE_DIMS,
+                WEIGHT_FIRST,
+            )
+    return _rows(acc, WEIGHT_FIRST), _rows(up_acc, WEIGHT_FIRST)
+
+
+@triton.jit
+def _add_parts(
+    y,
+    up,
+    place,
+    size,
+    mask,
+    s,
+    counters_ptr,
+    tile,
+    SPLITS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Leave a part's products to the program that is last, which gets the sums and True."""
+    tl.store(place + s * size, y, mask=mask)
+    if GATED:
+        tl.store(place + (SPLITS + s) * size, up, mask=mask)
+    # All threads' parts must be out before one thread says so.
+    tl.debug_barrier()
+    is_last = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
+    if is_last:
+        y = tl.zeros(y.shape, tl.float32)
+        for p in range(SPLITS):
+            y += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
+        if GATED:
+            up = tl.zeros(up.shape, tl.float32)
+            for p in range(SPLITS, 2 * SPLITS):
+                up += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
+        tl.store(counters_ptr + tile, 0)
+    return y, up, is_last
+
+
+@triton.jit
+def _finish(
+    y,
+    up,
+    rows,
+    columns,
+    x_scale_ptr,
+    scale_ptr,
+    bias_ptr,
+    SCALE_DIMS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """Scale whole rows and columns, add the bias, and apply the gates."""
+    t, is_token = rows
+    o, is_output, num_outputs = columns
+    if SCALE_DIMS == 1:
+        row_scale = tl.load(x_scale_ptr + t, mask=is_token, other=0)[:, None]
+        y *= row_scale * tl.load(scale_ptr + o, mask=is_output, other=0)[None, :]
+        if GATED:
+            scale = tl.load(scale_ptr + num_outputs + o, mask=is_output, other=0)
+            up *= row_scale * scale[None, :]
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + o, mask=is_output, other=0).to(tl.float32)[None, :]
+        if GATED:
+            bias = tl.load(bias_ptr + num_outputs + o, mask=is_output, other=0)
+            up += bias.to(tl.float32)[None, :]
+    return y * tl.sigmoid(y) * up if GATED else y
+
+
 @triton.jit(do_not_specialize=["num_tokens"])
 def _skinny_kernel(
     x_ptr,
@@ -194,13 +331,7 @@ def _skinny_kernel(
     """Compute a tile of tokens and outputs, over one part of the inputs."""
     tile = tl.program_id(0)
     s = tl.program_id(1)
-    # Eight tiles of tokens go through all outputs before the next eight: both stay in the cache.
-    num_token_tiles = tl.cdiv(num_tokens, TOKENS)
-    group = TOKEN_TILES * tl.cdiv(num_outputs, COLUMNS)
-    first = tile // group * TOKEN_TILES
-    size = tl.minimum(num_token_tiles - first, TOKEN_TILES)
-    t = (first + tile % group % size) * TOKENS + tl.arange(0, TOKENS)
-    o = tile % group // size * COLUMNS + tl.arange(0, COLUMNS)
+    t, o = _places(tile, num_tokens, num_outputs, TOKENS, COLUMNS)
     i = tl.arange(0, DEPTH)
     # In this form the compiler sees that a part starts where 16-byte loads may.
     part = width // (SPLITS * DEPTH) * DEPTH if SPLITS > 1 else width
@@ -214,85 +345,35 @@ def _skinny_kernel(
             prefetch_rows(row + up_offset, PREFETCH, LINE)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    is_token = (t < num_tokens)[:, None]
-    is_output = o < num_outputs
-    is_row = is_output[:, None]
+    rows, columns = (t, t < num_tokens), (o, o < num_outputs, num_outputs)
     x_row = x_ptr + t[:, None].to(tl.int64) * x_stride_t + s * part + i[None, :]
-    row += i[None, :]
-    if WEIGHT_FIRST:
-        acc = tl.zeros((COLUMNS, TOKENS), tl.float32)
-        up_acc = tl.zeros((COLUMNS, TOKENS), tl.float32)
-    else:
-        acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
-        up_acc = tl.zeros((TOKENS, COLUMNS), tl.float32)
-    stride = tl.cdiv(width, SCALE_BLOCK)
-    x_scale = x_scale_ptr + t * stride
-    scale = scale_ptr + o // SCALE_BLOCK * stride
-    up_scale = scale_ptr + (o + num_outputs) // SCALE_BLOCK * stride
-    for start in range(0, part, DEPTH):
-        is_input = i < part - start
-        if IS_EVEN:
-            x = tl.load(x_row + start, mask=is_token, other=0.0)
-        else:
-            x = tl.load(x_row + start, mask=is_token & is_input[None, :], other=0.0)
-        w = load_weight(row + start, is_row & is_input[None, :], IS_EVEN)
-        g = (s * part + start) // SCALE_BLOCK
-        acc = _multiply(
-            x, w, acc, x_scale + g, scale + g, is_token, is_output, SCALE_DIMS, WEIGHT_FIRST
-        )
-        if GATED:
-            w = load_weight(row + up_offset + start, is_row & is_input[None, :], IS_EVEN)
-            up_acc = _multiply(
-                x,
-                w,
-                up_acc,
-                x_scale + g,
-                up_scale + g,
-                is_token,
-                is_output,
-                SCALE_DIMS,
-                WEIGHT_FIRST,
-            )
-    y = _rows(acc, WEIGHT_FIRST)
-    if GATED:
-        up = _rows(up_acc, WEIGHT_FIRST)
-    mask = is_token & is_output[None, :]
+    y, up = _multiply_part(
+        x_row,
+        row + i[None, :],
+        up_offset,
+        rows,
+        columns,
+        x_scale_ptr,
+        scale_ptr,
+        s * part,
+        part,
+        width,
+        DEPTH,
+        IS_EVEN,
+        SCALE_DIMS,
+        WEIGHT_FIRST,
+        GATED,
+    )
+    mask = rows[1][:, None] & columns[1][None, :]
     is_last = True
     if SPLITS > 1:
         place = partial_ptr + t[:, None] * num_outputs + o[None, :]
         size = num_tokens * num_outputs
-        tl.store(place + s * size, y, mask=mask)
-        if GATED:
-            tl.store(place + (SPLITS + s) * size, up, mask=mask)
-        # All threads' parts must be out before one thread says so.
-        tl.debug_barrier()
-        is_last = tl.atomic_add(counters_ptr + tile, 1, sem="acq_rel") == SPLITS - 1
-        if is_last:
-            y = tl.zeros((TOKENS, COLUMNS), tl.float32)
-            for p in range(SPLITS):
-                y += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
-            if GATED:
-                up = tl.zeros((TOKENS, COLUMNS), tl.float32)
-                for p in range(SPLITS, 2 * SPLITS):
-                    up += tl.load(place + p * size, mask=mask, other=0, cache_modifier=".cg")
-            tl.store(counters_ptr + tile, 0)
+        y, up, is_last = _add_parts(y, up, place, size, mask, s, counters_ptr, tile, SPLITS, GATED)
     if is_last:
-        if SCALE_DIMS == 1:
-            row_scale = tl.load(x_scale_ptr + t, mask=t < num_tokens, other=0)
-            y *= row_scale[:, None] * tl.load(scale_ptr + o, mask=is_output, other=0)[None, :]
-            if GATED:
-                up *= (
-                    row_scale[:, None]
-                    * tl.load(scale_ptr + num_outputs + o, mask=is_output, other=0)[None, :]
-                )
-        if HAS_BIAS:
-            y += tl.load(bias_ptr + o, mask=is_output, other=0).to(tl.float32)[None, :]
-            if GATED:
-                up += tl.load(bias_ptr + num_outputs + o, mask=is_output, other=0).to(tl.float32)[
-                    None, :
-                ]
-        if GATED:
-            y = y * tl.sigmoid(y) * up
+        y = _finish(
+            y, up, rows, columns, x_scale_ptr, scale_ptr, bias_ptr, SCALE_DIMS, HAS_BIAS, GATED
+        )
         place_out = out_ptr + t[:, None].to(tl.int64) * out_stride_t + o[None, :]
         if ADDS:
             y += tl.load(place_out, mask=mask, other=0).to(tl.float32)
