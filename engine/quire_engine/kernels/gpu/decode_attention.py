@@ -191,7 +191,7 @@ def _attend(
     """
     k_head, v_head, kv_stride_block, kv_stride_p = cache
     d = tl.arange(0, q.shape[1])
-    IS_PADDED: tl.constexpr = HEAD_DIM != q.shape[1]
+    IS_PADDED: tl.constexpr = q.shape[1] != HEAD_DIM
     BLOCK_N: tl.constexpr = n.shape[0]
     top = tl.full((q.shape[0],), NO_SCORE, tl.float32)
     total = tl.zeros((q.shape[0],), tl.float32)
