@@ -40,12 +40,13 @@ class RuntimeConfig:
     """Seconds that a leader tries to renew before it stops."""
     retry_period_s: float = 2.0
     """Seconds between tries to get or to renew the Lease."""
-    num_workers: int = 16
-    """Deployments worked on at a time."""
+    num_workers: int = 64
+    """Deployments worked on at a time; each waits for one answer of the API server."""
     settle_s: float = 0.5
     """Seconds to collect changes of status before looking at a deployment."""
     progress_s: float = 15.0
-    """Seconds between two reports on a deployment that only tell of progress."""
+    """Seconds between two reports on a deployment that only tell of progress; more while over 30
+    deployments have some to tell of."""
     resync_s: float = 600.0
     """Seconds between looks at every deployment, changed or not."""
     watch_nodes: bool = True

@@ -52,7 +52,7 @@ OPERATOR_ALERTS = Group(
             look=(
                 "Board *Operator*, *Waiting and working* and *Requests to the API server*.",
                 _LOGS,
-                "More at a time: `operator.extraArgs: [--num-workers=32]`.",
+                "More at a time: `operator.extraArgs: [--num-workers=128]`.",
             ),
         ),
         Alert(

@@ -24,6 +24,7 @@ from quire_operator.runtime.kube import KubeApi
 from quire_operator.runtime.metrics import DeploymentKey, OperatorMetrics
 from quire_operator.runtime.recorder import EventRecorder
 from quire_operator.runtime.references import References
+from quire_operator.runtime.report_pace import ReportPace
 from quire_operator.runtime.reports import is_news, status_patch, with_apply_errors
 from quire_operator.runtime.resources import DEPLOYMENTS
 from quire_operator.runtime.store import Store
@@ -32,8 +33,6 @@ logger = logging.getLogger(__name__)
 
 Planner = Callable[[Manifest, Observed, OperatorSettings], Plan]
 
-_FIRST_LOOK_S = 1.0
-"""When to look after the first writes, if nothing else has one look before."""
 _ABSENT_RECHECK_S = 10.0
 """How soon to look again for a Secret or claim that a spec names and nobody has made yet."""
 
@@ -76,10 +75,8 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
-        self._progress_s = progress_s
+        self._pace = ReportPace(progress_s)
         self._clock = clock
-        self._early: dict[DeploymentKey, int] = {}
-        self._reported_at: dict[DeploymentKey, float] = {}
         self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
     async def reconcile(self, key: DeploymentKey) -> Result:
@@ -91,8 +88,8 @@ class Reconciler:
         deployment = self._store.deployments.get(key)
         if deployment is None:
             self._applier.forget(self._store.children(key))
-            for memory in (self._named, self._early, self._reported_at):
-                memory.pop(key, None)
+            self._named.pop(key, None)
+            self._pace.forget(key)
             return Result()
         if deployment["metadata"].get("deletionTimestamp"):
             # Owner references do the rest; writing now would only race the collector.
@@ -115,6 +112,7 @@ class Reconciler:
         wait_s = self._wait_before_report(key, deployment, status, outcome)
         if wait_s is None:
             await self._report(key, deployment, status)
+            self._pace.note_told(key)
             self._tell(deployment, wanted.news)
         delays = [wait_s, wanted.requeue_after_s]
         if not all(observed.referenced.values()):
@@ -146,21 +144,15 @@ class Reconciler:
     def _wait_before_report(
         self, key: DeploymentKey, deployment: Manifest, status: Manifest, outcome: Outcome
     ) -> float | None:
-        """Return how long a report should be put off; None: it should not.
-
-        Of children made a moment ago there is nothing to say yet, and progress is told in steps.
-        """
+        """Return how long a report should be put off; None: it should not."""
         live = deployment.get("status") or {}
         generation = deployment["metadata"].get("generation")
         if live.get("observedGeneration") != generation:
-            # Once only: a deployment whose children somebody keeps changing has a status as well.
-            is_first = self._early.get(key) != generation
-            self._early[key] = generation
-            return _FIRST_LOOK_S if is_first and outcome.num_writes and not outcome.errors else None
-        since_s = self._clock() - self._reported_at.get(key, -self._progress_s)
-        if since_s >= self._progress_s or is_news(live, status) or not status_patch(live, status):
+            is_made = outcome.num_writes and not outcome.errors
+            return self._pace.wait_for_first_look(key, generation) if is_made else None
+        if is_news(live, status) or not status_patch(live, status):
             return None
-        return self._progress_s - since_s
+        return self._pace.wait_with_progress(key, self._clock())
 
     def _tell(self, deployment: Manifest, events: tuple[Event, ...]) -> None:
         for event in events:
@@ -170,7 +162,7 @@ class Reconciler:
         patch = status_patch(deployment.get("status") or {}, status)
         if not patch:
             return
-        self._reported_at[key] = self._clock()
+        self._pace.note_reported(key, self._clock())
         metadata = deployment["metadata"]
         # The version makes the server refuse a report about a spec that is not the latest.
         body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": patch}
