@@ -21,6 +21,7 @@ from quire_engine.kernels.gpu.attention_types import (
 )
 from quire_engine.kernels.gpu.decode_attention_plan import ITEM_FIELDS, DecodePlan
 from quire_engine.kernels.gpu.launch import dependent_launch
+from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
 
 
 def decode_attention(
@@ -44,6 +45,7 @@ def decode_attention(
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
     tiles = plan.tiles(batch_size)
+    launch = dependent_launch(q_BHD.device) if tiles.starts_early else {"PDL": False}
     # Heads vary fastest: programs that run together read neighbouring memory.
     grid = (num_kv_heads, plan.num_items_bound(batch_size))
     _decode_kernel[grid](
@@ -73,9 +75,10 @@ def decode_attention(
         LOOKS_AHEAD=tiles.looks_ahead,
         DOT_DTYPE=dot_dtype(q_BHD, k_cache),
         BLOCK_SPLITS=tiles.block_splits(plan.heads),
+        PREFETCH=tiles.prefetch_keys if launch["PDL"] else 0,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        **dependent_launch(q_BHD.device),
+        **launch,
     )
 
 
@@ -110,6 +113,7 @@ def _decode_kernel(
     LOOKS_AHEAD: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
+    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Attend to one item's keys of one key/value head; the last of a slot's items merges them."""
@@ -120,6 +124,10 @@ def _decode_kernel(
     item = tl.program_id(1)
     slot, row, start, end, first_item, num_splits = _read_item(items_ptr + item * ITEM_FIELDS)
     num_items = tl.load(num_items_ptr)
+    strides = (table_stride_r, kv_stride_block, kv_stride_p, kv_stride_n)
+    cache = (table_ptr, k_ptr, v_ptr, strides)
+    if PREFETCH > 0 and (item < num_items) & (start < end):
+        _prefetch(cache, row, head, start, end, HEAD_DIM, BLOCK_SIZE, PREFETCH)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if item >= num_items:
@@ -135,10 +143,8 @@ def _decode_kernel(
     q = to_dot_dtype(q, DOT_DTYPE)
     if k_scale_ptr is not None:
         scale *= tl.load(k_scale_ptr)
-    table = table_ptr + row * table_stride_r
-    cache = (k_ptr + head * kv_stride_n, v_ptr + head * kv_stride_n, kv_stride_block, kv_stride_p)
     mean, top, total = _attend(
-        q, n, start, end, scale, table, cache, v_scale_ptr, HEAD_DIM, BLOCK_SIZE, LOOKS_AHEAD
+        q, n, start, end, scale, cache, row, head, v_scale_ptr, HEAD_DIM, BLOCK_SIZE, LOOKS_AHEAD
     )
     out = out_ptr + slot * out_stride_b
     if num_splits == 1:
@@ -171,14 +177,57 @@ def _read_item(fields):
 
 
 @triton.jit
+def _of_head(cache, row, head):
+    """Return the row's blocks, and where keys and values of the head begin.
+
+    `cache` is the table, keys, values, and strides of a row, a block, a token and a head.
+    """
+    table_ptr, k_ptr, v_ptr, strides = cache
+    table = table_ptr + row * strides[0]
+    return table, k_ptr + head * strides[3], v_ptr + head * strides[3]
+
+
+@triton.jit
+def _prefetch(
+    cache,
+    row,
+    head,
+    start,
+    end,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """Fetch the first keys and values of an item; other steps wrote all but the newest."""
+    k, v = first_keys(cache, row, head, start, end, BLOCK_SIZE, PREFETCH)
+    LINE: tl.constexpr = LINE_BYTES * 8 // k.dtype.element_ty.primitive_bitwidth
+    # The largest power of two in it: no line past the last head's is asked for.
+    WIDTH: tl.constexpr = max(triton.next_power_of_2(HEAD_DIM + 1) // 2, LINE)
+    prefetch_rows(k[:, None], WIDTH, LINE)
+    prefetch_rows(v[:, None], WIDTH, LINE)
+
+
+@triton.jit
+def first_keys(cache, row, head, start, end, BLOCK_SIZE: tl.constexpr, NUM_KEYS: tl.constexpr):
+    """Return where keys and values from `start` on lie; past the end, the last ones again."""
+    table, k_head, v_head = _of_head(cache, row, head)
+    strides = cache[3]
+    t = tl.minimum(start + tl.arange(0, NUM_KEYS), end - 1)
+    block = tl.load(table + t // BLOCK_SIZE)
+    line = block.to(tl.int64) * strides[1] + (t % BLOCK_SIZE) * strides[2]
+    return k_head + line, v_head + line
+
+
+@triton.jit
 def _attend(
     q,
     n,
     start,
     end,
     scale,
-    table,
     cache,
+    row,
+    head,
     v_scale_ptr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -186,10 +235,10 @@ def _attend(
 ):
     """Return the mean of the values of keys, and the top score and sum of their weights.
 
-    `n` counts the keys of a step. `cache` has keys and values of the head, and the strides of a
-    block and of a token in it.
+    `n` counts the keys of a step.
     """
-    k_head, v_head, kv_stride_block, kv_stride_p = cache
+    table, k_head, v_head = _of_head(cache, row, head)
+    strides = cache[3]
     d = tl.arange(0, q.shape[1])
     IS_PADDED: tl.constexpr = q.shape[1] != HEAD_DIM
     BLOCK_N: tl.constexpr = n.shape[0]
@@ -203,7 +252,7 @@ def _attend(
         if not LOOKS_AHEAD:
             t = tl.minimum(first + n, end - 1)
             block = tl.load(table + t // BLOCK_SIZE)
-        line = block.to(tl.int64) * kv_stride_block + (t % BLOCK_SIZE) * kv_stride_p
+        line = block.to(tl.int64) * strides[1] + (t % BLOCK_SIZE) * strides[2]
         if LOOKS_AHEAD:
             # The loads of keys depend on no load of their own step, and can run further ahead.
             t = tl.minimum(first + BLOCK_N + n, end - 1)

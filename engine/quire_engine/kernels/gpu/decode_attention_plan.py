@@ -40,7 +40,8 @@ class DecodePlan:
     One plan serves all layers with the same window; plans of one model may not be used at once.
 
     The kernel launched right after `update` must not start early (programmatic dependent launch):
-    attention reads the plan before it waits for the kernel ahead of it.
+    attention reads the plan, and the block table where its tiles fetch keys ahead, before it waits
+    for the kernel ahead of it.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class DecodePlan:
         """Plan a step. A sequence's length includes its newest token; 0 is a padding slot."""
         (batch_size,) = seq_lens_B.shape
         tiles = self.tiles(batch_size)
+        assert self.num_items_bound(batch_size) <= len(self.items_I8), "tiles came after the plan"
         num_slots = _num_slots(batch_size)
         _plan_kernel[(1,)](
             seq_lens_B,

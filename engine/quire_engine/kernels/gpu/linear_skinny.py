@@ -16,9 +16,8 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, load_weight
+from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
 
-LINE = 128
-"""Bytes of a cache line."""
 TOKEN_TILES = tl.constexpr(8)
 
 
@@ -104,7 +103,7 @@ def skinny(
         SPLITS=tiles.splits,
         WEIGHT_FIRST=tiles.weight_first,
         PREFETCH=tiles.prefetch if is_even and x_TI.device.type != "cpu" else 0,
-        LINE=LINE // weight_OI.element_size(),
+        LINE=LINE_BYTES.value // weight_OI.element_size(),
         IS_EVEN=is_even,
         SCALE_DIMS=scale_dims,
         HAS_BIAS=bias_O is not None,
@@ -113,20 +112,6 @@ def skinny(
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **dependent_launch(x_TI.device),
-    )
-
-
-@triton.jit
-def prefetch_rows(row_ptr, PREFETCH: tl.constexpr, LINE: tl.constexpr):
-    """Fetch the first PREFETCH numbers of some rows, (O, 1) pointers, into the L2 cache."""
-    lines = row_ptr + (tl.arange(0, PREFETCH // LINE) * LINE)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [lines.to(tl.int64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
     )
 
 
