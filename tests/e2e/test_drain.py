@@ -1,7 +1,6 @@
 """How engines and routers end: what a client sees while the pods of a deployment are replaced."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,10 +10,12 @@ import aiohttp
 import openai
 import pytest
 
-from serving_processes import Server, answer_of, engine, router, until_answers
+from serving_processes import DEADLINE_S, Server, answer_of, engine, router, until_answers
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.slow
 
+PATIENT = ("--replica-wait-s", str(DEADLINE_S))
+"""Longer than an engine takes to start."""
 ENDLESS: dict[str, Any] = {"model": "fake", "prompt": "hi", "extra_body": {"ignore_eos": True}}
 
 
@@ -49,6 +50,13 @@ class Load:
             finally:
                 self._is_over = True
 
+    async def until_answered(self, num_more: int) -> None:
+        """Wait until so many more have been answered, or one has failed."""
+        wanted = self.num_answered + num_more
+        async with asyncio.timeout(DEADLINE_S):
+            while self.num_answered < wanted and not self.failures:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def _ask_on(self, number: int) -> None:
         async with client_of(self._server) as client:
             while not self._is_over:
@@ -71,64 +79,62 @@ async def test_engines_that_are_replaced_one_by_one_fail_no_request(tmp_path: Pa
     sockets = [tmp_path / "one.sock", tmp_path / "two.sock"]
     async with AsyncExitStack() as stack:
         engines = [await stack.enter_async_context(engine(socket)) for socket in sockets]
-        front = await stack.enter_async_context(router(*(item.address for item in engines)))
+        addresses = (item.address for item in engines)
+        front = await stack.enter_async_context(router(*addresses, flags=PATIENT))
         await until_answers(f"{front.url}/ready", 200)
         load = Load(front)
 
         async with load.running():
             for old, socket in zip(engines, sockets, strict=True):
-                await asyncio.sleep(0.5)
+                await load.until_answered(32)
                 old.terminate()
                 assert await old.status() == 0
                 await stack.enter_async_context(engine(socket))
-            await asyncio.sleep(0.5)
+            await load.until_answered(32)
 
     assert load.failures == []
-    assert load.num_answered > 32
 
 
 async def test_the_only_engine_may_be_replaced_while_requests_wait(tmp_path: Path) -> None:
     socket = tmp_path / "one.sock"
     async with AsyncExitStack() as stack:
         old = await stack.enter_async_context(engine(socket))
-        front = await stack.enter_async_context(router(old.address))
+        front = await stack.enter_async_context(router(old.address, flags=PATIENT))
         await until_answers(f"{front.url}/ready", 200)
         load = Load(front)
 
         async with load.running(num_clients=4):
-            await asyncio.sleep(0.3)
+            await load.until_answered(4)
             old.terminate()
             assert await old.status() == 0
             assert await answer_of(f"{front.url}/readyz") == 200
             await until_answers(f"{front.url}/ready", 503)
             await stack.enter_async_context(engine(socket))
-            await asyncio.sleep(1.0)
+            await load.until_answered(8)
 
     assert load.failures == []
 
 
 async def test_an_engine_ends_as_soon_as_its_requests_have(tmp_path: Path) -> None:
     async with (
-        engine(tmp_path / "one.sock", "--shutdown-timeout", "150") as only,
+        engine(tmp_path / "one.sock", "--shutdown-timeout", str(2 * DEADLINE_S)) as only,
         router(only.address) as front,
         client_of(front) as client,
     ):
         await until_answers(f"{front.url}/ready", 200)
         stream = await client.completions.create(**ENDLESS, max_tokens=200, stream=True)
         await anext(stream)
-        started_at = time.monotonic()
 
         only.terminate()
 
         assert await read_to_end(stream) == "length"
         assert await only.status() == 0
-        assert time.monotonic() - started_at < 100
 
 
 async def test_a_router_that_is_told_to_stop_first_sends_its_clients_elsewhere(
     tmp_path: Path,
 ) -> None:
-    flags = ("--shutdown-delay", "1.5", "--shutdown-timeout", "100")
+    flags = ("--shutdown-delay", "5", "--shutdown-timeout", "100")
     async with (
         engine(tmp_path / "one.sock") as only,
         router(only.address, flags=flags) as front,
@@ -138,7 +144,7 @@ async def test_a_router_that_is_told_to_stop_first_sends_its_clients_elsewhere(
         await until_answers(f"{front.url}/ready", 200)
         async with http.get(f"{front.url}/v1/models") as response:
             assert "connection" not in response.headers
-        stream = await client.completions.create(**ENDLESS, max_tokens=600, stream=True)
+        stream = await client.completions.create(**ENDLESS, max_tokens=1400, stream=True)
         await anext(stream)
 
         front.terminate()
@@ -159,7 +165,7 @@ async def test_routers_that_are_replaced_behind_a_load_balancer_fail_no_request(
 ) -> None:
     async with AsyncExitStack() as stack:
         only = await stack.enter_async_context(engine(tmp_path / "one.sock"))
-        flags = ("--shutdown-delay", "1")
+        flags = ("--shutdown-delay", "5")
         fronts = [
             await stack.enter_async_context(router(only.address, flags=flags)) for _ in range(2)
         ]
@@ -169,13 +175,12 @@ async def test_routers_that_are_replaced_behind_a_load_balancer_fail_no_request(
         load = Load(balancer)
 
         async with load.running():
-            await asyncio.sleep(0.5)
+            await load.until_answered(16)
             fronts[0].terminate()
             assert await fronts[0].status() == 0
-            await asyncio.sleep(0.5)
+            await load.until_answered(16)
 
     assert load.failures == []
-    assert load.num_answered > 16
 
 
 @asynccontextmanager

@@ -72,7 +72,7 @@ def reference() -> PreTrainedModel:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_greedy_tokens_are_those_of_transformers(
     expected: list[list[int]], reference: PreTrainedModel
@@ -89,7 +89,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("chunk", [1, 7, 16])
 def test_greedy_tokens_do_not_depend_on_the_prefill_chunk(
     expected: list[list[int]], chunk: int
@@ -99,7 +99,7 @@ def test_greedy_tokens_do_not_depend_on_the_prefill_chunk(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_greedy_tokens_do_not_depend_on_the_prefix_cache(expected: list[list[int]]) -> None:
     with make_llm(max_num_batched_tokens=8192) as llm:
         assert generate(llm) == expected
@@ -110,7 +110,7 @@ def test_greedy_tokens_do_not_depend_on_the_prefix_cache(expected: list[list[int
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_greedy_tokens_survive_forced_preemption(expected: list[list[int]]) -> None:
     with make_llm(num_gpu_blocks_override=64, watermark=0.0) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
@@ -120,7 +120,7 @@ def test_greedy_tokens_survive_forced_preemption(expected: list[list[int]]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_greedy_tokens_of_a_request_alone_are_those_in_a_batch(expected: list[list[int]]) -> None:
     with make_llm(enable_prefix_caching=False, max_num_seqs=3) as llm:
         assert generate(llm) == expected

@@ -25,7 +25,7 @@ def test_it_ends_at_once_when_it_is_stopped_while_it_loads() -> None:
     while not handles_sigterm(process.pid):
         time.sleep(0.001)
     process.terminate()
-    _, loaded = process.communicate(timeout=30)
+    _, loaded = process.communicate(timeout=120)
 
     assert process.returncode == 0
     assert "quire_operator" in loaded

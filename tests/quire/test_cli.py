@@ -6,7 +6,6 @@ import importlib.util
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,16 +43,10 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out.startswith(f"usage: quire {name} ")
 
 
-def test_help_comes_at_once_and_without_frameworks() -> None:
+def test_help_comes_without_frameworks() -> None:
     code = "import sys; from quire.cli import main; main(['--help']); "
     code += "assert not {'torch', 'aiohttp', 'numpy', 'grpc', 'rich'} & set(sys.modules)"
-    times = []
-    for _ in range(3):
-        started_at = time.monotonic()
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-        times.append(time.monotonic() - started_at)
-
-    assert min(times) < 1.0  # 0.05 s on an idle machine
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def test_a_draining_engine_is_not(
 
 
 def test_nobody_there_is_told_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["health", "unix:/nowhere.sock", "--timeout", "1"]) == 1
+    assert main(["health", "unix:/nowhere.sock", "--timeout", "60"]) == 1
     assert "unix:/nowhere.sock: UNAVAILABLE" in capsys.readouterr().err
     assert main(["health", "http://127.0.0.1:1/health"]) == 1
     assert "Connection refused" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 
 from serve_process import Served, free_port, is_up, wait_until
 
-WAIT_S = 40.0
+WAIT_S = 90.0
 
 SCRIPT = """
 import asyncio, pathlib, sys
@@ -28,7 +28,7 @@ deployment = Deployment(
     engine_arguments=("--decode-ms=5",),
     engine_module="quire_engine.testing",
 )
-sys.exit(asyncio.run(supervise(deployment, "", 10.0)))
+sys.exit(asyncio.run(supervise(deployment, "", 60.0)))
 """
 
 
@@ -68,12 +68,11 @@ def complete(served: Served) -> str:
     request = urllib.request.Request(
         f"{served.url}/v1/completions", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=20) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         return str(json.load(response)["choices"][0]["text"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.timeout(120)
 def test_a_killed_engine_rejoins_and_one_interrupt_ends_all(served: Served) -> None:
     engines = children(served, "quire_engine.testing")
     [router] = children(served, "router")

@@ -1,5 +1,6 @@
 """`quire top` as a user runs it: a real router, fake engines, and a terminal."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -14,10 +15,10 @@ import pytest_asyncio
 from openai_server import OpenAIServer
 from quire_process import run_quire
 from serve_process import free_port
-from serving_processes import Server, engine, router, until_answers
+from serving_processes import DEADLINE_S, Server, engine, router, until_answers
 from terminal import ENTER_SCREEN, LEAVE_SCREEN, SHOW_CURSOR, Terminal, on_quire_terminal
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 KEY = "sesame"
 
@@ -39,8 +40,18 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
         engine(folder / "two.sock") as second,
         router(first.address, second.address) as front,
     ):
+        await until_shown(front.url, num_ready=2)
         await ask(front.url)
         yield Deployment(router=front, first=first, second=second)
+
+
+async def until_shown(url: str, *, num_ready: int) -> None:
+    """Wait until so many replicas are ready."""
+    states: list[str] = []
+    async with asyncio.timeout(DEADLINE_S), aiohttp.ClientSession() as session:
+        while states.count("ready") != num_ready:
+            async with session.get(f"{url}/v1/replicas") as response:
+                states = [replica["state"] for replica in (await response.json())["replicas"]]
 
 
 async def ask(url: str) -> None:

@@ -17,6 +17,12 @@ DEADLINE_S = 60.0
 HOME = "\x1b[H"
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 SHOW_CURSOR = "\x1b[?25h"
+# Not done between a fork and its exec: this process may have threads, those of gRPC say.
+TAKE_CONTROL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 _CODES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
@@ -86,12 +92,11 @@ def on_terminal(
     user, program = pty.openpty()
     _set_size(program, columns, rows)
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-c", TAKE_CONTROL, *command],
         stdin=program,
         stdout=program,
         stderr=program,
         start_new_session=True,
-        preexec_fn=_take_control,
         env=_environment() | (environment or {}),
     )
     try:
@@ -117,7 +122,3 @@ def _environment() -> dict[str, str]:
 
 def _set_size(terminal: int, columns: int, rows: int) -> None:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def _take_control() -> None:
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

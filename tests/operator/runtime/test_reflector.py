@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 from fake_kube import FakeKube
@@ -13,7 +14,7 @@ from quire_operator.runtime.resources import PODS
 from quire_operator.runtime.store import Store
 
 KEY = ("default", "llm")
-TIMES = ReflectorTimes(silence_s=0.3, max_backoff_s=0.05, forbidden_s=0.05)
+TIMES = ReflectorTimes(silence_s=60.0, max_backoff_s=0.05, forbidden_s=0.05)
 
 
 def pod(name: str, version: int = 0) -> Manifest:
@@ -34,7 +35,7 @@ async def mirror(
     store = Store(lambda _: None)
     reflector = Reflector(cast(KubeApi, kube), store, kube.metrics, PODS, times=times)
     task = asyncio.create_task(reflector.run())
-    await asyncio.wait_for(reflector.synced.wait(), 5.0)
+    await reflector.synced.wait()
     await eventually("a watch", lambda: kube.watches[PODS] or reflector.is_forbidden)
     try:
         yield store, reflector
@@ -60,10 +61,10 @@ async def test_it_lists_and_then_follows() -> None:
 
 async def test_a_connection_that_ends_is_taken_up_without_a_list() -> None:
     kube = FakeKube()
-    async with mirror(kube, ReflectorTimes(silence_s=60.0)) as (store, _):
+    async with mirror(kube) as (store, _):
+        [old] = kube.watches[PODS]
         kube.tell(PODS, None)
-        await asyncio.sleep(0.05)
-        await eventually("a new watch", lambda: kube.watches[PODS])
+        await eventually("a new watch", lambda: kube.watches[PODS] and kube.watches[PODS] != [old])
         kube.tell(PODS, {"type": "ADDED", "object": pod("b", 200)})
         await eventually("b", lambda: names(store) == ["b"])
     assert kube.num_lists == 1
@@ -72,7 +73,7 @@ async def test_a_connection_that_ends_is_taken_up_without_a_list() -> None:
 async def test_what_vanished_before_a_410_is_found_missing() -> None:
     kube = FakeKube()
     kube.seed(PODS, pod("a"))
-    async with mirror(kube, ReflectorTimes(silence_s=60.0)) as (store, _):
+    async with mirror(kube) as (store, _):
         assert names(store) == ["a"]
         kube.remove(PODS, "default", "a")
         kube.version += 1
@@ -85,10 +86,10 @@ async def test_what_vanished_before_a_410_is_found_missing() -> None:
 async def test_silence_is_not_believed() -> None:
     kube = FakeKube()
     kube.seed(PODS, pod("a"))
-    async with mirror(kube) as (store, _):
+    async with mirror(kube, replace(TIMES, silence_s=0.3)) as (store, _):
         kube.remove(PODS, "default", "a")
         kube.version += 1
-        await eventually("a is gone", lambda: names(store) == [], limit_s=5.0)
+        await eventually("a is gone", lambda: names(store) == [])
 
 
 async def test_a_410_when_opening_lists_again() -> None:
@@ -107,14 +108,14 @@ async def test_a_410_when_opening_lists_again() -> None:
 
 async def test_a_server_that_comes_back_is_found_again() -> None:
     kube = FakeKube()
-    async with mirror(kube) as (store, reflector):
+    async with mirror(kube, replace(TIMES, silence_s=0.3)) as (store, reflector):
         kube.fail = lambda *_: UnavailableError("away")
         kube.tell(PODS, None)
         await asyncio.sleep(0.2)
         kube.seed(PODS, pod("a"))
         kube.fail = lambda *_: None
-        await eventually("a", lambda: names(store) == ["a"], limit_s=10.0)
-        assert reflector.stuck_for_s < 5.0
+        await eventually("a", lambda: names(store) == ["a"])
+        assert reflector.stuck_for_s < 30.0
 
 
 async def test_what_may_not_be_listed_is_empty_and_no_reason_to_wait() -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import openai
 import pytest
 
-from http_support import until
+from http_support import DEADLINE_S, until
 from quire_engine.testing import FakeEngine, FakeModel
-from serve_process import free_port, is_up
+from serve_process import free_port
+from serving_processes import until_answers
 
 CODE = """
 import json, sys
@@ -42,8 +43,9 @@ class Running:
     async def end(self, *signals: signal.Signals) -> tuple[int, str]:
         for number in signals:
             self.process.send_signal(number)
-            await asyncio.sleep(0.2)
-        status = await asyncio.to_thread(self.process.wait, 20)
+            # One that comes before the last was handled is no second signal.
+            await until(lambda: "stopping signal=" in self.log.read_text())
+        status = await asyncio.to_thread(self.process.wait, DEADLINE_S)
         return status, self.log.read_text()
 
 
@@ -64,8 +66,11 @@ async def read_to_end(stream: Any) -> list[str | None]:
 
 
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Running]:
-    """A router in front of one engine of 5 ms a step; shutting down may take a second."""
+async def running(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Running]:
+    """A router in front of one engine of 5 ms a step.
+
+    Shutting down may take as many seconds as a test says, or longer than any test takes.
+    """
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(FakeEngine(FakeModel(decode_ms=5)))
         port, log = free_port(), tmp_path / "router.log"
@@ -73,17 +78,14 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
             "host": "127.0.0.1",
             "port": port,
             "replicas": [engine.address],
-            "shutdown_timeout": 1.0,
+            "shutdown_timeout": getattr(request, "param", 10 * DEADLINE_S),
         }
         process = await asyncio.to_thread(start_router, options, log)
         client = await stack.enter_async_context(
             openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key", max_retries=0)
         )
         try:
-            for _ in range(300):
-                if await asyncio.to_thread(is_up, f"http://127.0.0.1:{port}/ready"):
-                    break
-                await asyncio.sleep(0.05)
+            await until_answers(f"http://127.0.0.1:{port}/ready", 200)
             yield Running(process, port, log, engine, client)
         finally:
             if process.poll() is None:
@@ -124,7 +126,10 @@ async def test_a_short_stream_ends_well_in_a_shutdown(running: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    "signals", [(signal.SIGTERM,), (signal.SIGINT, signal.SIGINT)], ids=["timeout", "twice"]
+    ("running", "signals"),
+    [(1.0, (signal.SIGTERM,)), (10 * DEADLINE_S, (signal.SIGINT, signal.SIGINT))],
+    indirect=["running"],
+    ids=["timeout", "twice"],
 )
 async def test_an_endless_stream_ends_with_an_error_in_a_shutdown(
     running: Running, signals: tuple[signal.Signals, ...]

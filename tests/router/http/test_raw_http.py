@@ -5,14 +5,14 @@ import json
 
 import pytest
 
-from http_support import Served
+from http_support import DEADLINE_S, Served
 
 
 async def exchange(served: Served, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(data)
     await writer.drain()
-    answer = await asyncio.wait_for(reader.read(65536), 10)
+    answer = await asyncio.wait_for(reader.read(65536), DEADLINE_S)
     writer.close()
     await writer.wait_closed()
     return answer
@@ -60,7 +60,7 @@ async def test_pipelined_requests_are_answered_in_order(served: Served) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(one + two)
 
-    answer = await asyncio.wait_for(reader.read(), 10)
+    answer = await asyncio.wait_for(reader.read(), DEADLINE_S)
 
     writer.close()
     assert answer.index(b"HTTP/1.1 200") < answer.index(b"HTTP/1.1 404")

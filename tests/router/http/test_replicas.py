@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from http_support import Served, serve_engine, until
+from http_support import DEADLINE_S, Served, serve_engine, until
 from quire_engine.testing import FakeEngine
 
 SECRET = "the swordfish sleeps"
@@ -43,6 +43,8 @@ async def show(served: Served) -> dict[str, Any]:
 async def test_a_request_is_shown_with_its_replica_and_why() -> None:
     async with FakeEngine() as engine, serve_engine(engine.address) as served:
         await until(lambda: served.app.is_ready)
+        while (await show(served))["replicas"][0]["index_mode"] != "exact":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await served.post("/v1/completions", {"prompt": "x" * 64, "max_tokens": 4})
 
         shown = await show(served)
@@ -87,6 +89,8 @@ async def test_events_begin_with_everything_and_go_on_with_what_changed() -> Non
             quiet = await anext(stream)
             await served.post("/v1/completions", {"prompt": "two", "max_tokens": 2})
             busy = await anext(stream)
+            while not busy[1]["requests"]:
+                busy = await anext(stream)
 
     assert [first[0], quiet[0], busy[0]] == ["snapshot", "update", "update"]
     assert [request["number"] for request in first[1]["requests"]] == [1]
@@ -126,7 +130,7 @@ async def test_events_end_when_the_router_stops(served: Served) -> None:
     async with aclosing(events(served)) as stream:
         await anext(stream)
         served.app.begin_shutdown()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE_S):
             rest = [name async for name, _ in stream]
 
     assert len(rest) <= 1
@@ -144,6 +148,4 @@ async def test_a_watcher_that_leaves_is_let_go(served: Served) -> None:
         await response.content.readline()
         response.close()
     route = 'quire_router_requests_total{route="/v1/replicas/events",status="200"}'
-    async with asyncio.timeout(5):
-        while route not in served.metrics():  # noqa: ASYNC110 - another task's doing
-            await asyncio.sleep(0.02)
+    await until(lambda: route in served.metrics())

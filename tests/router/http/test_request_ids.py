@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from http_support import ScriptedDispatcher, Served, serve
+from http_support import DEADLINE_S, ScriptedDispatcher, Served, serve
 from quire_router.errors import NoReplicaError, ReplicaLostError
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -106,7 +106,7 @@ async def test_an_id_is_there_before_a_stream_ends() -> None:
     async with serve(ScriptedDispatcher(hang_after=2)) as served:
         body = {"messages": USER, "stream": True}
         async with (
-            asyncio.timeout(10),
+            asyncio.timeout(DEADLINE_S),
             aiohttp.ClientSession() as http,
             http.post(served.url + CHAT, json=body, headers=ID) as response,
         ):

@@ -15,8 +15,6 @@ from group_support import SETTINGS, logprobs_of
 from quire_engine.runner.group.group_runner import build_group
 from quire_engine.sampling_params import SamplingParams
 
-pytestmark = pytest.mark.timeout(120)
-
 GREEDY = SamplingParams(temperature=0.0, max_tokens=2)
 SEEDED = SamplingParams(temperature=0.9, top_p=0.8, seed=7, max_tokens=2)
 SCORED = SamplingParams(

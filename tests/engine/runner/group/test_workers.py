@@ -25,8 +25,6 @@ from quire_engine.runner.plan import AdmittedSequence, StepPlan
 from quire_engine.sampling_params import SamplingParams
 from rank_support import FAILING_ID
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def eventually(is_true: Callable[[], Any], *, within_s: float = 60.0) -> bool:
     """Wait until something is true; tell whether it became so in time."""
