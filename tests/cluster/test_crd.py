@@ -12,7 +12,7 @@ from local_cluster.cluster import Cluster
 from local_cluster.errors import CommandError
 from quire_operator.api import DeploymentSpec, parse_spec
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / "llmdeployments.quire.dev.yaml"

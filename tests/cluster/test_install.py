@@ -19,7 +19,7 @@ from chart import CHART, HELM, ROOT, of_kind, pod_specs, render, set_flags
 from local_cluster.cluster import Cluster, LocalCluster
 from local_cluster.gpu_nodes import H100_SXM, SimulatedNode
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SYSTEM = "quire-system"
 SAMPLES = ROOT / "manifests" / "samples"
@@ -75,7 +75,7 @@ def operator(cluster: Cluster, folder: Path, values: Mapping[str, Any]) -> Itera
             yield Operator(process, log)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 class Operator:
@@ -94,14 +94,14 @@ class Operator:
     def _answers(self, path: str) -> bool:
         assert self._process.poll() is None, self.log.read_text()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:18081{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:18081{path}", timeout=30) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
     def num_requests(self, code: str) -> float:
         """Return how many of its requests the API server answered with a status code."""
-        with urllib.request.urlopen("http://127.0.0.1:18080/metrics", timeout=5) as answer:
+        with urllib.request.urlopen("http://127.0.0.1:18080/metrics", timeout=30) as answer:
             text = answer.read().decode()
         return sum(
             sample.value

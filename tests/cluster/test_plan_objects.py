@@ -13,7 +13,7 @@ import yaml
 from local_cluster.cluster import Cluster, LocalCluster
 from quire_operator.plan import Manifest, Observed, OperatorSettings, Plan, object_key, plan
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "crds" / "llmdeployments.quire.dev.yaml"

@@ -14,7 +14,7 @@ import pytest
 from local_cluster.cgroups import ROOT
 from local_cluster.cluster import LocalCluster
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -60,7 +60,7 @@ def _start_owner() -> Iterator["subprocess.Popen[str]"]:
     with owner:
         try:
             yield owner
-            owner.wait(60)
+            owner.wait(180)
         finally:
             owner.kill()
 
@@ -74,7 +74,7 @@ def _folder(owner: "subprocess.Popen[str]") -> Path:
 
 
 def _wait_until_empty(list_left: Callable[[], Sequence[object]]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while left := list_left():
         assert time.monotonic() < deadline, f"left: {left}"
         time.sleep(0.2)

@@ -63,7 +63,7 @@ class OperatorProcess:
         except OSError as error:
             return 0, str(error)
 
-    def wait_ready(self, limit_s: float = 120.0) -> None:
+    def wait_ready(self, limit_s: float = 300.0) -> None:
         deadline = time.monotonic() + limit_s
         while self.health("readyz")[0] != 200:
             assert self._process.poll() is None, "the operator ended"
@@ -73,7 +73,7 @@ class OperatorProcess:
     def stop(self) -> int:
         """Send SIGTERM and return the exit status."""
         self._process.terminate()
-        return self._process.wait(60)
+        return self._process.wait(120)
 
     def kill(self) -> None:
         """Send SIGKILL."""

@@ -101,7 +101,7 @@ async def api_client(kubeconfig: Path) -> AsyncIterator[KubeApi]:
         await api.close()
 
 
-async def eventually(what: str, is_true: Callable[[], Any], *, limit_s: float = 60.0) -> Any:
+async def eventually(what: str, is_true: Callable[[], Any], *, limit_s: float = 120.0) -> Any:
     """Ask until the answer is true, and return it; the answer may be awaitable."""
     answer: Any = None
     try:

@@ -22,6 +22,9 @@ from local_cluster.tunnel import Tunnel, listen_inside
 
 Manifest = dict[str, Any]
 
+PATIENCE_S = 180.0
+"""Longer than what a cluster does at once takes on a machine that is slow or busy."""
+
 
 class Cluster:
     """Any cluster that a kubeconfig names."""
@@ -61,13 +64,20 @@ class Cluster:
         return found
 
     def wait(
-        self, target: str, condition: str, *, namespace: str = "default", timeout_s: float = 60
+        self,
+        target: str,
+        condition: str,
+        *,
+        namespace: str = "default",
+        timeout_s: float = PATIENCE_S,
     ) -> None:
         """Wait for a condition, as `kubectl wait TARGET --for=CONDITION` does."""
         options = [f"--for={condition}", f"--timeout={timeout_s}s", f"--namespace={namespace}"]
         self.kubectl("wait", target, *options)
 
-    def wait_until(self, what: str, is_true: Callable[[], bool], *, timeout_s: float = 60) -> float:
+    def wait_until(
+        self, what: str, is_true: Callable[[], bool], *, timeout_s: float = PATIENCE_S
+    ) -> float:
         """Ask until `is_true()`, and return the seconds that it took.
 
         Raises:
@@ -174,7 +184,7 @@ class LocalCluster(Cluster):
         """Start a crashed node again; it is Ready some seconds later, with its GPUs."""
         self._owned.ask("start-node", node)
         if node in self._num_gpus:
-            self.wait(f"node/{node}", "condition=Ready", timeout_s=60)
+            self.wait(f"node/{node}", "condition=Ready")
             self.set_gpus(node, self._num_gpus[node])
 
     def stop_api_server(self) -> None:

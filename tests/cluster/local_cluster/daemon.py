@@ -32,7 +32,7 @@ from local_cluster.node import PAUSE_IMAGE, Node
 from local_cluster.processes import Processes, run_command
 from local_cluster.tools import Tools
 
-START_LIMIT_S = 120
+START_LIMIT_S = 300
 LEADERS = ("controller", "scheduler")
 """Where several run, these end when they cannot renew their Lease and start anew, without what they
 remember: a controller manager that slept through an outage would hold every node for lost."""
@@ -179,7 +179,7 @@ class Daemon:
         token = read_token(pki / "admin.kubeconfig")
         request = urllib.request.Request(API_URL + path)
         request.add_header("Authorization", f"Bearer {token}")
-        with urllib.request.urlopen(request, timeout=5, context=context) as response:
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
             content: bytes = response.read()
         return content
 

@@ -89,7 +89,7 @@ def _has(url: str, image: Image) -> bool:
     request = urllib.request.Request(f"{url}/v2/{image.repository}/manifests/{image.tag}")
     request.add_header("Accept", "application/vnd.oci.image.manifest.v1+json")
     try:
-        with urllib.request.urlopen(request, timeout=10):
+        with urllib.request.urlopen(request, timeout=60):
             return True
     except urllib.error.HTTPError as error:
         error.close()

@@ -74,7 +74,7 @@ class Load:
         await asyncio.gather(*clients)
 
     async def _chat(self, number: int) -> None:
-        timeout = openai.Timeout(60, connect=5)
+        timeout = openai.Timeout(60, connect=30)
         async with openai.AsyncOpenAI(
             base_url=f"http://{self._address}/v1", api_key="none", max_retries=0, timeout=timeout
         ) as client:

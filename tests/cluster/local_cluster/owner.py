@@ -128,7 +128,7 @@ def _start_daemon(
 
 def _wait_for_end(daemon: "subprocess.Popen[bytes]") -> None:
     try:
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=90)
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()

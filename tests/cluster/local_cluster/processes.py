@@ -67,7 +67,7 @@ class Processes:
         process = self._running.pop(name)
         process.send_signal(with_signal)
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

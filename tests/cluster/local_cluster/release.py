@@ -32,18 +32,18 @@ class Release:
 
     def install(self, flags: Sequence[str] = ()) -> None:
         """Install the chart with the images of the working tree and wait for the operator."""
-        options = ["--create-namespace", "--wait", "--timeout=5m"]
+        options = ["--create-namespace", "--wait", "--timeout=10m"]
         given = [*self.images.chart_flags(), *flags]
         self.helm("install", self.name, str(CHART), *options, *given)
 
     def upgrade(self, flags: Sequence[str] = ()) -> None:
         """Upgrade the release, its values kept but for the flags."""
-        options = ["--reuse-values", "--wait", "--timeout=5m"]
+        options = ["--reuse-values", "--wait", "--timeout=10m"]
         self.helm("upgrade", self.name, str(CHART), *options, *flags)
 
     def uninstall(self) -> None:
         """Uninstall the chart; the CRD stays, as the chart promises."""
-        self.helm("uninstall", self.name, "--wait", "--timeout=5m")
+        self.helm("uninstall", self.name, "--wait", "--timeout=10m")
 
     def operator_pods(self) -> list[str]:
         """Name the operator's pods, without those that are on their way out."""
