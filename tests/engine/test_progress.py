@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire_engine.progress import VARIABLE, DownloadProgress, LineProgress, bar, has_bars
 from quire_engine.rpc.logs import JsonFormatter
@@ -85,7 +85,6 @@ def test_short_work_is_silent_unless_its_end_is_wanted(
     assert captured.out == ""
 
 
-@settings(deadline=None)
 @given(steps_s=st.lists(st.floats(0.001, 3000), max_size=300))
 def test_the_number_of_lines_grows_slower_than_the_work(steps_s: list[float]) -> None:
     clock, lines = Clock(), 0

@@ -3,7 +3,7 @@
 import gc
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire.bench.metrics_cost import MetricsCost, Scrapes, measure_scrapes
 from quire.bench.step_cost import StepCost, measure_steps
@@ -38,7 +38,6 @@ def test_one_busy_moment_of_the_machine_moves_nothing() -> None:
     assert step_cost(*[1.001] * 50, 7.0).ratio_range == pytest.approx((1.001, 1.001))
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=300))
 def test_the_range_holds_the_ratio(ratios: list[float]) -> None:
     cost = step_cost(*ratios)

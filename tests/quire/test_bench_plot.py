@@ -110,7 +110,7 @@ samples = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(samples)
 def test_nothing_that_was_measured_is_lost(results: list[BenchResult]) -> None:
     data = data_of(page_of(results))
@@ -162,7 +162,6 @@ def test_without_a_success_the_page_says_why() -> None:
     assert "<svg" not in html
 
 
-@settings(deadline=None)
 @given(low=st.floats(0, 1e6), span=st.floats(1e-6, 1e6), num=st.integers(1, 10))
 def test_ticks_are_round_and_on_the_axis(low: float, span: float, num: int) -> None:
     high = low + span

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire.top import words
 from quire.top.board import Board, News
@@ -159,7 +159,6 @@ def test_what_is_stale_says_so_and_how_old_it_is() -> None:
     assert any(line.startswith("engine-0:50051") for line in lines)
 
 
-@settings(deadline=None)
 @given(
     columns=st.integers(1, 250),
     rows=st.integers(1, 80),
@@ -235,7 +234,6 @@ def test_what_is_no_report_is_refused(data: str) -> None:
         News.parse(data)
 
 
-@settings(deadline=None)
 @given(
     names=st.sets(st.text("ab./:-0", min_size=1, max_size=30), max_size=6),
     width=st.integers(3, 40),

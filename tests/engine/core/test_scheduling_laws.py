@@ -118,7 +118,7 @@ def check_outputs(arrival: Arrival, listener: Listener, max_model_len: int) -> N
         assert [p.token_ids for p in output.logprobs or []] == [output.token_ids] * wants
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(arrivals(), core_options)
 def test_outputs_depend_on_the_sequence_alone_and_every_sequence_ends(
     workload: list[Arrival], options: dict[str, Any]
@@ -126,7 +126,7 @@ def test_outputs_depend_on_the_sequence_alone_and_every_sequence_ends(
     check_laws(workload, options)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(arrivals(), core_options)
 def test_colliding_hashes_never_give_a_sequence_foreign_blocks(
     workload: list[Arrival], options: dict[str, Any]

@@ -23,7 +23,7 @@ def _stream(detokenizer: Detokenizer, parts: list[list[int]]) -> list[str]:
     return [*(detokenizer.push(part) for part in parts), detokenizer.finish()]
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(tokenizers, chunks, st.booleans())
 def test_the_stream_joined_is_the_text_decoded_at_once(
     tokenizer: Tokenizer, parts: list[list[int]], skips: bool
@@ -35,7 +35,7 @@ def test_the_stream_joined_is_the_text_decoded_at_once(
     assert "".join(texts) == whole
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(tokenizers, st.lists(token_ids, max_size=6), chunks, st.booleans())
 def test_after_a_prompt_the_stream_is_what_the_whole_has_beyond_the_prompt(
     tokenizer: Tokenizer, prompt: list[int], parts: list[list[int]], skips: bool
@@ -50,7 +50,7 @@ def test_after_a_prompt_the_stream_is_what_the_whole_has_beyond_the_prompt(
     assert "".join(texts) == whole[num_shared:]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(max_size=8), st.data())
 def test_valid_text_never_shows_a_replacement_character_on_the_way(
     text: str, data: st.DataObject

@@ -326,7 +326,7 @@ def test_min_tokens_gates_stop_strings() -> None:
     assert processor.num_requests == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from(list(b"abc\xc3\xa9")), min_size=1, max_size=12),
     st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=2),

@@ -23,7 +23,7 @@ def _reference(text: str, stops: list[str], gate: int) -> tuple[int, int, str] |
     return min(matches, default=None)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(texts, stop_lists, st.booleans(), st.data())
 def test_the_text_is_cut_at_the_first_match_however_it_is_split(
     text: str, stops: list[str], includes: bool, data: st.DataObject
@@ -45,7 +45,7 @@ def test_the_text_is_cut_at_the_first_match_however_it_is_split(
         assert (given_out, watch.matched) == (text[: end if includes else start], stop)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(texts, stop_lists, st.data())
 def test_what_is_held_back_is_exactly_what_may_become_a_stop_string(
     text: str, stops: list[str], data: st.DataObject
@@ -68,7 +68,7 @@ def test_what_is_held_back_is_exactly_what_may_become_a_stop_string(
         assert len(seen) - len(given_out) == max(begun, default=0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(texts, texts, stop_lists, st.data())
 def test_a_match_that_ends_before_the_gate_does_not_count(
     before: str, after: str, stops: list[str], data: st.DataObject

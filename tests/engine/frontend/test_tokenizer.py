@@ -33,7 +33,7 @@ def _has_invalid_byte_run(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
     return False
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(names, token_ids, st.booleans())
 def test_decoding_equals_that_of_tokenizers(name: str, ids: list[int], skips: bool) -> None:
     shown = [i for i in ids if not (skips and i in OURS[name].special_token_ids)]

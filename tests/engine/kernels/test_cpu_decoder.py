@@ -213,7 +213,7 @@ def watched(request: pytest.FixtureRequest, library: Library) -> tuple[ModelSpec
     return spec, make_native(spec, library)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     length=st.integers(1, 250),
     others=st.lists(st.integers(1, 150), max_size=8),

@@ -61,7 +61,7 @@ def shares(spec: ModelSpec, size: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(specs, st.sampled_from([1, 2, 4]))
 def test_shares_put_together_are_the_whole(spec: ModelSpec, size: int) -> None:
     ranks = shares(spec, size)
@@ -89,7 +89,7 @@ def test_shares_put_together_are_the_whole(spec: ModelSpec, size: int) -> None:
             start = end
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(specs, st.sampled_from([1, 2, 4]))
 def test_a_share_has_the_shapes_that_its_spec_says(spec: ModelSpec, size: int) -> None:
     local = share_of(spec, Share(size - 1, size))

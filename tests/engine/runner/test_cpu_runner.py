@@ -140,7 +140,7 @@ def logits_of(
     return found
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 10_000),
     num_others=st.integers(0, 8),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire_engine.core.messages import TokenLogprobs
 from quire_engine.runner.sampling.logprobs import prompt_logprobs, token_logprobs, top_tokens
@@ -30,7 +30,6 @@ def assert_same(found: TokenLogprobs, wanted: TokenLogprobs) -> None:
     assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-5)
 
 
-@settings(deadline=None)
 @given(rows, st.data())
 def test_logprobs_and_ranks_are_those_of_a_full_sort(row: list[float], data: st.DataObject) -> None:
     token_id = data.draw(st.integers(0, len(row) - 1))
@@ -107,7 +106,6 @@ def test_the_greedy_token_has_rank_one_even_among_equals() -> None:
 
 
 @given(st.lists(st.integers(-3, 3), min_size=2, max_size=60), st.integers(1, 60))
-@settings(deadline=None)
 def test_top_tokens_prefer_low_ids_among_equals(row: list[int], num_top: int) -> None:
     _, ids = top_tokens(torch.tensor([row], dtype=torch.float32), num_top)
 

@@ -64,7 +64,7 @@ cases = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(cases, min_size=1, max_size=5))
 def test_every_row_gets_the_token_of_the_plain_sampler(cases: list[tuple[Any, ...]]) -> None:
     sequences = [

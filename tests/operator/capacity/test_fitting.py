@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire_operator.capacity import (
     GPUS,
@@ -329,7 +329,6 @@ def _matches(rule: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
     raise AssertionError(rule)
 
 
-@settings(deadline=None)
 @given(demand=demands(), facts=gpu_nodes())
 def test_the_scheduler_admits_what_examine_accepts(demand: Demand, facts: NodeFacts) -> None:
     accepts = bool(examine(demand, [facts]).eligible)

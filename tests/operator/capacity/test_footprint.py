@@ -163,7 +163,7 @@ def test_other_families_are_as_large_as_transformers_makes_them(config: dict[str
     assert footprint.num_parameters == model.num_parameters()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_kv_heads=st.integers(1, 8),
     group=st.integers(1, 8),

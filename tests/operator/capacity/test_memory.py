@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire_operator.capacity import (
     GIB,
@@ -78,7 +78,6 @@ def test_a_length_that_nobody_asked_for_shrinks_to_the_cache() -> None:
     assert not plan("8B", A10, max_model_len=32768).fits
 
 
-@settings(deadline=None)
 @given(
     name=st.sampled_from(["0.5B", "8B", "70B", "405B"]),
     gpu_gib=st.integers(8, 300),
@@ -105,7 +104,6 @@ def test_what_is_needed_is_what_just_fits(
         assert found.fits == (found.num_full_requests >= 1)
 
 
-@settings(deadline=None)
 @given(tensor=st.sampled_from([1, 2, 4]), gpu_gib=st.integers(20, 200))
 def test_more_gpus_and_larger_ones_never_hold_fewer_tokens(tensor: int, gpu_gib: int) -> None:
     here = plan("8B", gpu_gib * GIB, tensor_parallel_size=tensor).num_tokens

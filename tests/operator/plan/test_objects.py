@@ -118,7 +118,7 @@ def pod_specs(made: Plan) -> Iterator[tuple[Manifest, Manifest]]:
             yield manifest, template
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(names, specs)
 def test_every_child_can_be_found_is_owned_and_has_a_name_that_fits(
     name: str, spec: dict[str, Any]
@@ -141,7 +141,7 @@ def test_every_child_can_be_found_is_owned_and_has_a_name_that_fits(
     assert len(keys) == len(set(keys))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(names, specs)
 def test_equal_snapshots_give_equal_plans_and_an_applied_plan_is_not_applied_again(
     name: str, spec: dict[str, Any]
@@ -163,7 +163,7 @@ def hash_of(manifest: Manifest) -> str:
     return str(manifest["metadata"]["annotations"][SPEC_HASH_ANNOTATION])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(specs)
 def test_a_replica_asks_for_as_many_gpus_as_share_the_model(spec: dict[str, Any]) -> None:
     made = plan_for("demo", spec)
@@ -183,7 +183,7 @@ def test_a_replica_asks_for_as_many_gpus_as_share_the_model(spec: dict[str, Any]
         assert per_pod * parallelism.nodes_per_replica == wanted
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(specs)
 def test_every_pod_is_restricted_and_every_image_is_pinned(spec: dict[str, Any]) -> None:
     for manifest, template in pod_specs(plan_for("demo", spec)):
@@ -201,7 +201,7 @@ def test_every_pod_is_restricted_and_every_image_is_pinned(spec: dict[str, Any])
             assert container["resources"]["limits"]["memory"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(specs)
 def test_selectors_select_the_pods_that_are_made(spec: dict[str, Any]) -> None:
     for manifest, template in pod_specs(plan_for("demo", spec)):
@@ -219,7 +219,7 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(specs, st.sampled_from(["model", "engine", "cache", "rollout", "podTemplate"]), json_values)
 def test_no_spec_makes_a_plan_raise(spec: dict[str, Any], field: str, value: Any) -> None:
     made = plan_for("demo", spec | {field: value})

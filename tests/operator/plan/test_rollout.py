@@ -212,7 +212,7 @@ def test_max_unavailable_rounds_percentages_down_to_one_at_least(
     assert max_unavailable(wanted, total) == most
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     replicas=st.integers(1, 5),
     most=st.integers(1, 3),

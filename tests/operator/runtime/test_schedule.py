@@ -175,4 +175,4 @@ class ScheduleMachine(RuleBasedStateMachine):
 
 
 TestScheduleMachine = ScheduleMachine.TestCase
-TestScheduleMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestScheduleMachine.settings = settings(max_examples=150, stateful_step_count=40)

@@ -2,7 +2,7 @@ import math
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -22,7 +22,6 @@ texts = st.text(max_size=20)
 numbers = st.one_of(st.floats(), st.integers(-(10**12), 10**12))
 
 
-@settings(deadline=None)
 @given(value=numbers, labels=st.tuples(texts, texts), help_=texts)
 def test_what_is_written_is_what_the_client_library_writes(
     value: float, labels: tuple[str, str], help_: str
@@ -56,7 +55,6 @@ def test_odd_numbers_are_written_alike(value: float) -> None:
     assert exposition(registry) == generate_latest(registry)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts, numbers), max_size=5))
 def test_a_family_of_kept_series_is_written_alike(rows: list[tuple[str, str, float]]) -> None:
     series = [Series.of("kept_total", {"zone": zone, "area": area}) for zone, area, _ in rows]

@@ -84,7 +84,7 @@ def read_completion(body: dict[str, Any]) -> pb.SamplingParams:
     return sampling_params(request, n=request.n, max_tokens=1, logprobs=request.logprobs)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(bodies(CHAT_CHECKS, "messages", messages))
 def test_any_chat_is_taken_or_refused_with_reason(body: dict[str, Any]) -> None:
     result = outcome(lambda: read_chat(body))
@@ -92,7 +92,7 @@ def test_any_chat_is_taken_or_refused_with_reason(body: dict[str, Any]) -> None:
     assert isinstance(result, pb.SamplingParams) or is_told(result)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(bodies(COMPLETION_CHECKS, "prompt", prompts))
 def test_any_completion_is_taken_or_refused_with_reason(body: dict[str, Any]) -> None:
     result = outcome(lambda: read_completion(body))
@@ -100,7 +100,7 @@ def test_any_completion_is_taken_or_refused_with_reason(body: dict[str, Any]) ->
     assert isinstance(result, pb.SamplingParams) or is_told(result)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=64))
 def test_any_bytes_are_an_object_or_refused(data: bytes) -> None:
     result = outcome(lambda: json_object(data))
@@ -118,7 +118,7 @@ def test_arguments_of_past_tool_calls_may_be_anything(arguments: str) -> None:
     assert isinstance(result, pb.SamplingParams) or is_told(result)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=40))
 async def test_the_longest_token_bounds_how_short_a_text_can_get(text: str) -> None:
     tokens = Tokenization(num_threads=1, cache_bytes=0, metrics=HttpMetrics(CollectorRegistry()))

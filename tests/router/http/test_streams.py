@@ -186,7 +186,7 @@ async def test_a_failing_generation_aborts_the_rest_of_its_batch(serve_with: Any
     assert all(generation.was_cancelled for generation in script.generations)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(min_size=1, max_size=20), st.text(max_size=10))
 def test_any_text_and_model_name_make_valid_events(text: str, model: str) -> None:
     request = ChatRequest.parse({"messages": [{"role": "user", "content": "x"}]})

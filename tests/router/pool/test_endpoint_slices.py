@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 
 from quire_router.discovery_status import Endpoint
 from quire_router.endpoint_slices import EndpointSlices, ServiceName
@@ -101,7 +101,6 @@ slices = st.builds(
 events = st.tuples(st.sampled_from(["ADDED", "MODIFIED", "DELETED"]), slices)
 
 
-@settings(deadline=None)
 @given(st.lists(events, max_size=12))
 def test_events_come_to_what_a_list_of_the_same_slices_says(
     history: list[tuple[str, dict[str, Any]]],

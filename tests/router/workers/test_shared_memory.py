@@ -126,7 +126,7 @@ def test_an_address_too_long_for_a_row_gets_none() -> None:
     assert Rows(WorkerMemory(1).slots[0]).claim("a" * 1000) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3000)), max_size=60), st.integers(1, 9))
 def test_a_reader_in_time_hears_every_prompt_in_order(
     sizes: list[tuple[int, int]], every: int
