@@ -67,8 +67,8 @@ def decode(case: Case, plan: DecodePlan) -> torch.Tensor:
     return out_BHD
 
 
-@triton.jit
-def _copy_first_keys(
+@triton.jit  # type: ignore[untyped-decorator]
+def _copy_first_keys(  # type: ignore[no-untyped-def]
     table_ptr, k_ptr, v_ptr, out_ptr, row, head, start, end, strides, NUM_KEYS: tl.constexpr
 ):
     """Copy what `first_keys` says: the first number of each key, then that of each value."""
