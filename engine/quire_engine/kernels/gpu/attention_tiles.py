@@ -1,7 +1,7 @@
 """Which tiles attention gets: measured ones from the shipped table, else what suits its shape.
 
-`python -m quire_engine.kernels.gpu.tune_attention` measures on a GPU and writes the table. Nothing
-is measured while serving: a choice depends on shapes alone.
+`python -m quire_engine.runner.gpu.tune_decode` and `quire_engine.kernels.gpu.tune_prefill` measure
+on a GPU and write the table. Nothing is measured while serving: a choice depends on shapes alone.
 """
 
 import json
@@ -150,7 +150,7 @@ class AttentionTable:
     ) -> None:
         self._decode: dict[Heads, dict[int, DecodeTiles]] = {}
         for heads, max_batch, tiles in decode:
-            self._decode.setdefault(heads, {})[max_batch] = tiles
+            self.put_decode(heads, max_batch, tiles)
         self._prefill = dict(prefill)
 
     @classmethod
@@ -168,20 +168,13 @@ class AttentionTable:
             ],
         )
 
-    def with_measured(
-        self,
-        decode: Sequence[tuple[Heads, int, DecodeTiles]],
-        prefill: Sequence[tuple[Heads, PrefillTiles]],
-    ) -> Self:
-        """Return this table with new choices; a model's old ones for decode are dropped."""
-        renewed = {heads for heads, _, _ in decode}
-        kept = [
-            (heads, size, tiles)
-            for heads, sizes in self._decode.items()
-            for size, tiles in sizes.items()
-            if heads not in renewed
-        ]
-        return type(self)([*kept, *decode], [*self._prefill.items(), *prefill])
+    def put_decode(self, heads: Heads, max_batch: int, tiles: DecodeTiles) -> None:
+        """Set what was measured; plans that have this table take it from now on."""
+        self._decode.setdefault(heads, {})[max_batch] = tiles
+
+    def put_prefill(self, heads: Heads, tiles: PrefillTiles) -> None:
+        """Set what was measured."""
+        self._prefill[heads] = tiles
 
     def dump(self) -> str:
         """Return the table as JSON, one line for each choice."""

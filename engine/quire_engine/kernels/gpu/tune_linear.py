@@ -1,15 +1,12 @@
-"""Finds linears' tiles: which are worth a measurement, and which of them make a step fastest.
+"""Linears' tiles: which are worth a measurement, and whether they compute the right numbers.
 
-Tiles are judged by the whole step, as it runs in serving: alone, some win that lose beside the
-kernels before and after them. `quire_engine.runner.gpu.tune_linears` has the steps.
+`step_tuner.py` says which of them make a step fastest.
 """
 
 import itertools
 import json
-import math
 import random
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +24,6 @@ from quire_engine.model.fp8 import BLOCK, FP8
 
 MAX_STAGED_BYTES = 200_000
 MAX_ERROR = 0.1
-
-StepTimer = Callable[[int], float]
-"""Returns the seconds of a step of so many tokens, with the table as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,57 +147,35 @@ def _random_weight(
     return Fp8Weight(weight.to(FP8), torch.ones(scale_shape, device=device))
 
 
-class Tuner:
-    """Times steps with many tiles in the table until the time is up, and leaves the best in it."""
+class LinearChoice:
+    """What the table says for a linear and some rows; None: the vendor's library."""
 
     def __init__(
         self,
         table: TileTable,
-        seconds_of: StepTimer,
-        say: Callable[[str], None],
+        linear: Linear,
+        num_tokens: int,
         *,
         device: torch.device,
         dtype: torch.dtype,
-        stop_at: float = math.inf,
     ) -> None:
-        self._table, self._seconds_of, self._say = table, seconds_of, say
-        self._device, self._dtype, self._stop_at = device, dtype, stop_at
+        self.name = linear.name
+        self._table, self._linear, self._num_tokens = table, linear, num_tokens
+        self._device, self._dtype = device, dtype
 
-    def tune(self, linear: Linear, num_tokens: int, choices: Iterable[Tiles | None]) -> None:
-        """Put the fastest right tiles into the table; None: the vendor's library."""
-        before = self._table.choose(linear.product, num_tokens)
-        timed: list[tuple[float, Tiles | None]] = []
-        for tiles in dict.fromkeys([before, None, *choices]):
-            if time.monotonic() > self._stop_at:
-                self._say("  out of time: the rest is not measured")
-                break
-            self._table.put(linear.product, num_tokens, tiles)
-            try:
-                timed.append((self._seconds_of(num_tokens), tiles))
-            except OutOfResources:
-                continue
-        timed.sort(key=lambda item: item[0])
-        best = next(
-            (tiles for _, tiles in timed if self._is_right(linear, num_tokens, tiles)), None
-        )
-        self._table.put(linear.product, num_tokens, best if timed else before)
-        if timed:
-            times = {tiles: seconds for seconds, tiles in timed}
-            self._say(
-                f"{linear.name} x {num_tokens}: step {times.get(before, math.nan) * 1e6:.0f} us, "
-                f"library {times.get(None, math.nan) * 1e6:.0f}, "
-                f"best of {len(timed)} {times.get(best, math.nan) * 1e6:.0f} {best}"
-            )
+    def get(self) -> Tiles | None:
+        return self._table.choose(self._linear.product, self._num_tokens)
 
-    def _is_right(self, linear: Linear, num_tokens: int, tiles: Tiles | None) -> bool:
+    def put(self, tiles: Tiles | None) -> None:
+        self._table.put(self._linear.product, self._num_tokens, tiles)
+
+    def error(self, tiles: Tiles | None) -> float:
+        """Compare with the library."""
         if tiles is None:
-            return True
-        trial = Trial(linear, num_tokens, self._device, self._dtype)
+            return 0.0
+        trial = Trial(self._linear, self._num_tokens, self._device, self._dtype)
         expected = trial.result(None).clone()
-        error = float((trial.result(tiles) - expected).norm() / expected.norm())
-        if not error < MAX_ERROR:
-            self._say(f"  WRONG by {error:.3f}: {tiles}")
-        return error < MAX_ERROR
+        return float((trial.result(tiles) - expected).norm() / expected.norm()) / MAX_ERROR
 
 
 def compile_one(linear: Linear, num_tokens: int, tiles: Tiles) -> None:

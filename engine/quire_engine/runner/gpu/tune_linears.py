@@ -10,72 +10,48 @@ and sizes stays as it is.
 
 import argparse
 import multiprocessing
-import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from pathlib import Path
+from functools import partial
 
 import torch
 
-from quire_engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire_engine.kernels.gpu.step_tuner import StepTuner
 from quire_engine.kernels.gpu.tables import Tiles, shipped_table
 from quire_engine.kernels.gpu.tune_linear import (
     Linear,
-    Tuner,
+    LinearChoice,
     candidates,
     compile_one,
     linears_of,
 )
-from quire_engine.runner.factory import build_runner
-from quire_engine.runner.gpu.graphs import StepGraphs
-from quire_engine.runner.gpu.runner import GpuRunner
+from quire_engine.runner.gpu.tuning import (
+    StepClock,
+    contexts_from,
+    reported,
+    say,
+    tuned_runner,
+    tuning_parser,
+)
 
-SIZES = (8, 4, 1, 16, 32, 64)
-"""Most rows of x that a choice is for."""
-NUM_ROUNDS = 12
-NUM_REPETITIONS = 3
+CONTEXTS: Mapping[int, Sequence[int]] = dict.fromkeys((8, 4, 1, 16, 32, 64), (512,))
+"""Keys of each sequence, by the most rows of x that a choice is for."""
+MEMORY_SHARE = 0.5
+"""Of the GPU: the rest is for the processes that compile."""
 
 Job = tuple[Linear, int, Tiles]
 
 
-class StepClock:
-    """Times the captured decode steps of a model."""
-
-    def __init__(self, runner: GpuRunner) -> None:
-        self._runner = runner
-
-    @torch.inference_mode()
-    def __call__(self, num_tokens: int) -> float:
-        """Capture a step with the table as it is; return the seconds that it takes."""
-        with torch.cuda.stream(self._runner.stream):
-            graphs = StepGraphs(self._runner.step)
-            graphs.capture([num_tokens])
-            graphs.decode(num_tokens)
-            return statistics.median(
-                self._seconds(graphs, num_tokens) for _ in range(NUM_REPETITIONS)
-            )
-
-    def _seconds(self, graphs: StepGraphs, num_tokens: int) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(NUM_ROUNDS):
-            graphs.decode(num_tokens)
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / NUM_ROUNDS / 1e3
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the linears of a model and write the table."""
-    options = _parser().parse_args(arguments)
+    return reported(partial(_tune, _parse(arguments)))
+
+
+def _tune(options: argparse.Namespace) -> None:
     stop_at = time.monotonic() + options.seconds
-
-    def say(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
+    contexts = contexts_from(options, CONTEXTS)
     table = shipped_table()
     # Compiled here and by other processes, each candidate before it is timed.
     context = multiprocessing.get_context("spawn")
@@ -83,59 +59,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
         linears = linears_of(options.model, 1 if options.quantization else 0)
         jobs: dict[Job, Future[None]] = {
             (linear, size, tiles): pool.submit(compile_one, linear, size, tiles)
-            for size in options.sizes
+            for size in contexts
             for linear in linears
             for tiles in candidates(linear.product, size, limit=options.limit)
         }
-        runner = build_runner(_config(options))
-        assert isinstance(runner, GpuRunner), "tiles are measured on a GPU"
-        tuner = Tuner(
-            table,
-            StepClock(runner),
-            say,
-            device=torch.device("cuda"),
-            dtype=torch.bfloat16,
-            stop_at=stop_at,
+        runner = tuned_runner(
+            options.model,
+            contexts,
+            memory_share=MEMORY_SHARE,
+            quantization=options.quantization,
         )
-        for size in options.sizes:
+        tuner = StepTuner(StepClock(runner, contexts.__getitem__), say, stop_at=stop_at)
+        for size in contexts:
             for linear in linears:
-                if time.monotonic() > stop_at:
+                if tuner.is_out_of_time:
                     continue
                 choices = candidates(linear.product, size, limit=options.limit)
                 good = [t for t in choices if not jobs[linear, size, t].exception()]
-                tuner.tune(linear, size, good)
+                choice = LinearChoice(
+                    table, linear, size, device=torch.device("cuda"), dtype=torch.bfloat16
+                )
+                tuner.tune(choice, size, [None, *good])
                 options.table.write_text(table.dump())
         pool.shutdown(cancel_futures=True)
 
 
-def _config(options: argparse.Namespace) -> EngineConfig:
-    return EngineConfig(
-        model=ModelConfig(
-            model=str(options.model),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=2048,
-            quantization=options.quantization,
-            enforce_eager=True,
-        ),
-        cache=CacheConfig(gpu_memory_utilization=0.5),
-        scheduler=SchedulerConfig(max_num_seqs=max(options.sizes)),
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path, help="folder with a config.json")
-    parser.add_argument("--table", type=Path, required=True, help="file to write")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="numbers of rows")
-    parser.add_argument("--seconds", type=float, default=600, help="when to stop")
+    parser = tuning_parser(__doc__.splitlines()[0], contexts=CONTEXTS)
     parser.add_argument("--limit", type=int, default=12, help="tiles to measure for each product")
     parser.add_argument("--num-processes", type=int, default=12, help="compilers at a time")
     parser.add_argument("--quantization", choices=("fp8",), help="measure quantized weights")
-    return parser
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from quire_engine.kernels.gpu.attention_tiles import (
@@ -47,6 +49,18 @@ def test_a_measured_choice_holds_up_to_its_batch_size() -> None:
 
     assert table.decode(LLAMA, 3) == MEASURED
     assert table.decode(LLAMA, 9) == default_decode_tiles(LLAMA, 9)
+
+
+def test_a_new_choice_replaces_that_of_its_batch_size_alone() -> None:
+    other = replace(MEASURED, prefetch_keys=128)
+    table = AttentionTable([(LLAMA, 8, MEASURED), (LLAMA, 16, MEASURED)])
+
+    table.put_decode(LLAMA, 16, other)
+    table.put_prefill(LLAMA, PREFILL_CANDIDATES[1])
+
+    assert (table.decode(LLAMA, 8), table.decode(LLAMA, 9)) == (MEASURED, other)
+    assert AttentionTable.parse(table.dump()).decode(LLAMA, 16) == other
+    assert table.prefill(LLAMA) == PREFILL_CANDIDATES[1]
 
 
 def test_measured_prefill_tiles_are_not_used_where_they_do_not_fit() -> None:

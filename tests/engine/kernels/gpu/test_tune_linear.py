@@ -6,22 +6,12 @@ import torch
 
 from quire_engine.kernels.gpu.linear_gemv import GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
+from quire_engine.kernels.gpu.step_tuner import StepTuner
 from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
-from quire_engine.kernels.gpu.tune_linear import Linear, Tuner, candidates, linears_of
+from quire_engine.kernels.gpu.tune_linear import Linear, LinearChoice, candidates, linears_of
 
 GEMV = GemvTiles(rows=2, block=64, num_warps=1)
 OTHER = GemvTiles(rows=4, block=64, num_warps=1)
-
-
-def make_tuner(device: str, table: TileTable, seconds: dict[Tiles | None, float]) -> Tuner:
-    """Return a tuner whose steps take as long as the tiles in the table say."""
-
-    def seconds_of(num_tokens: int) -> float:
-        return seconds[table.choose(LINEAR.product, num_tokens)]
-
-    return Tuner(
-        table, seconds_of, lambda _: None, device=torch.device(device), dtype=torch.float32
-    )
 
 
 LINEAR = Linear(
@@ -29,38 +19,36 @@ LINEAR = Linear(
 )
 
 
-def test_the_fastest_right_tiles_win(device: str) -> None:
-    table = TileTable([(LINEAR.product, 1, GEMV)])
-    tuner = make_tuner(device, table, {None: 3.0, GEMV: 2.0, OTHER: 1.0})
+def make_choice(device: str, table: TileTable) -> LinearChoice:
+    return LinearChoice(table, LINEAR, 1, device=torch.device(device), dtype=torch.float32)
 
-    tuner.tune(LINEAR, 1, [GEMV, OTHER])
+
+def tune(choice: LinearChoice, seconds: dict[Tiles | None, float]) -> None:
+    """Tune with steps that take as long as the tiles in the table say."""
+    StepTuner(lambda _: seconds[choice.get()], lambda _: None).tune(choice, 1, seconds)
+
+
+def test_the_fastest_tiles_win(device: str) -> None:
+    table = TileTable([(LINEAR.product, 1, GEMV)])
+
+    tune(make_choice(device, table), {None: 3.0, GEMV: 2.0, OTHER: 1.0})
 
     assert table.choose(LINEAR.product, 1) == OTHER
 
 
 def test_the_library_wins_where_nothing_is_faster(device: str) -> None:
     table = TileTable([(LINEAR.product, 1, GEMV)])
-    tuner = make_tuner(device, table, {None: 1.0, GEMV: 2.0, OTHER: 2.0})
 
-    tuner.tune(LINEAR, 1, [OTHER])
+    tune(make_choice(device, table), {None: 1.0, GEMV: 2.0, OTHER: 2.0})
 
     assert table.choose(LINEAR.product, 1) is None
 
 
-def test_out_of_time_the_table_stays_as_it_was(device: str) -> None:
-    table = TileTable([(LINEAR.product, 1, GEMV)])
-    tuner = Tuner(
-        table,
-        lambda _: 1.0,
-        lambda _: None,
-        device=torch.device(device),
-        dtype=torch.float32,
-        stop_at=0.0,
-    )
+def test_tiles_are_compared_with_the_library(device: str) -> None:
+    choice = make_choice(device, TileTable())
 
-    tuner.tune(LINEAR, 1, [OTHER])
-
-    assert table.choose(LINEAR.product, 1) == GEMV
+    assert choice.error(None) == 0
+    assert 0 <= choice.error(OTHER) < 1e-3
 
 
 @pytest.mark.parametrize("max_tokens", [1, 8, 64])

@@ -3,22 +3,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from quire_engine.kernels.gpu import tune_attention as tuning
 from quire_engine.kernels.gpu.attention_tiles import (
+    PREFILL_CANDIDATES,
     Heads,
-    default_decode_tiles,
-    shipped_attention_table,
+    default_prefill_tiles,
 )
 from quire_engine.kernels.gpu.attention_workloads import Sequences, Workload
-from quire_engine.kernels.gpu.tune_attention import Tuner, decode_candidates, main, tune
+from quire_engine.kernels.gpu.tune_prefill import Tuner, main
 
 HEADS = Heads(num_heads=4, num_kv_heads=2, head_dim=16, kv_bytes=2)
-
-
-@pytest.fixture
-def short_workloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "DECODE_WORKLOADS", {1: ((40,),), 8: ((9, 40),)})
-    monkeypatch.setattr(tuning, "PREFILL_WORKLOADS", (Sequences(query_lens=(20,), seq_lens=(50,)),))
+SHORT = (Sequences(query_lens=(20,), seq_lens=(50,)),)
 
 
 def make_workload(sequences: Sequences) -> Workload:
@@ -48,10 +42,7 @@ def test_the_fastest_tiles_win() -> None:
     said: list[str] = []
     tuner = Tuner(HEADS, make_workload, CountingTimer(fast_run=4), said.append)
 
-    best = tuner.decode(8, [(9, 40)])
-
-    default = default_decode_tiles(HEADS, 2)
-    assert best == list(decode_candidates(default))[2]
+    assert tuner.tune(SHORT) == PREFILL_CANDIDATES[2]
     assert "500000.0 us" in said[0]
 
 
@@ -59,20 +50,10 @@ def test_tiles_that_compute_something_else_never_win(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Workload, "relative_error", lambda self: float("nan"))
     said: list[str] = []
 
-    best = Tuner(HEADS, make_workload, CountingTimer(2), said.append).decode(8, [(9, 40)])
+    best = Tuner(HEADS, make_workload, CountingTimer(3), said.append).tune(SHORT)
 
-    assert best == default_decode_tiles(HEADS, 2)
+    assert best == default_prefill_tiles(HEADS)
     assert "WRONG" in said[0]
-
-
-@pytest.mark.usefixtures("short_workloads")
-def test_a_tuned_table_has_every_batch_size() -> None:
-    tuner = Tuner(HEADS, make_workload, CountingTimer(1), lambda line: None, stop_at=0.0)
-
-    shipped, tuned = shipped_attention_table().dump(), tune(HEADS, tuner).dump()
-
-    assert tuned.count('"max_batch"') == shipped.count('"max_batch"') + 2
-    assert tuned.count('"block_m"') == shipped.count('"block_m"') + 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

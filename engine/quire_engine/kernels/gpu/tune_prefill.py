@@ -1,37 +1,31 @@
-"""Measures attention's tiles on this machine's GPU and writes the table that serving reads.
+"""Measures prefill attention's tiles on this GPU, and writes the table that serving reads.
 
-    python -m quire_engine.kernels.gpu.tune_attention --num-heads 32 --num-kv-heads 8 \
+    python -m quire_engine.kernels.gpu.tune_prefill --num-heads 32 --num-kv-heads 8 \
         --head-dim 128 --table engine/quire_engine/kernels/gpu/tiles/h200_attention.json
 
-Prints what each workload reaches: TB/s of the cache for decode, TFLOP/s for prefill.
+Prints the TFLOP/s that each workload reaches. What the table says of decode stays as it is:
+`quire_engine.runner.gpu.tune_decode` measures it inside of steps.
 """
 
 import argparse
-import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from quire_engine.kernels.gpu.attention_tiles import (
     PREFILL_CANDIDATES,
-    AttentionTable,
-    DecodeTiles,
     Heads,
     PrefillTiles,
-    default_decode_tiles,
     default_prefill_tiles,
     shipped_attention_table,
 )
 from quire_engine.kernels.gpu.attention_workloads import Sequences, Workload
 
-Tiles = TypeVar("Tiles", DecodeTiles, PrefillTiles)
 Timer = Callable[[Callable[[], None]], float]
 """Runs something and says how many seconds the GPU took."""
 
@@ -44,24 +38,14 @@ MAX_ERROR = 1e-2
 MAX_CHECKED_KEYS = 10_000
 """The reference takes long, and much memory, for more keys than this in all."""
 
-_UNEVEN = tuple(200 + 2800 * index // 63 for index in range(64))
-DECODE_WORKLOADS: Mapping[int, Sequence[tuple[int, ...]]] = {
-    1: ((256,), (8192,), (131072,)),
-    8: ((640,) * 8,),
-    16: ((8192,) * 16,),
-    64: ((384,) * 64, _UNEVEN),
-    1024: ((1152,) * 256, (131072, *(100 + 3 * index for index in range(255)))),
-}
-"""Lengths of sequences, by the largest batch that the choice is for."""
-
-PREFILL_WORKLOADS = (
+WORKLOADS = (
     Sequences(query_lens=(8192,), seq_lens=(8192,)),
     Sequences(query_lens=(1024,) * 8, seq_lens=(1024,) * 8),
     Sequences(query_lens=(4096,), seq_lens=(8192,)),
     Sequences(query_lens=(128,) * 64, seq_lens=(128,) * 64),
 )
 
-MORE_PREFILL_CANDIDATES = tuple(
+MORE_CANDIDATES = tuple(
     PrefillTiles(block_m=m, block_n=n, num_warps=warps, num_stages=stages)
     for m, n, warps, stages in (
         (128, 64, 8, 4),
@@ -88,35 +72,10 @@ class Tuner:
         self._heads, self._make, self._timer, self._say = heads, make_workload, timer, say
         self._stop_at = stop_at
 
-    def decode(self, max_batch: int, workloads: Sequence[tuple[int, ...]]) -> DecodeTiles:
-        """Return the tiles with the best mean over some workloads of similar batch size."""
-        default = default_decode_tiles(self._heads, min(max_batch, len(workloads[0])))
-        made = [
-            self._make(Sequences(query_lens=(1,) * len(lens), seq_lens=lens)) for lens in workloads
-        ]
-
-        def run(workload: Workload, tiles: DecodeTiles) -> float:
-            plan = workload.plan(tiles)
-            return self._timer(lambda: workload.decode(plan)) / workload.num_layers
-
-        best, times = self._best(default, decode_candidates(default), made, run)
-        for workload, seconds in zip(made, times, strict=True):
-            lens = workload.sequences.seq_lens
-            rate = workload.layer_bytes / seconds / 1e12
-            self._say(f"decode {len(lens)} x {max(lens)}: {seconds * 1e6:.1f} us {rate:.2f} TB/s")
-        self._say(f"  up to batch {max_batch}: {best}")
-        return best
-
-    def prefill(self, workloads: Sequence[Sequences]) -> PrefillTiles:
+    def tune(self, workloads: Sequence[Sequences]) -> PrefillTiles:
         """Return the tiles with the best mean over the workloads."""
         made = [self._make(sequences) for sequences in workloads]
-
-        def run(workload: Workload, tiles: PrefillTiles) -> float:
-            listed = workload.tile_list(tiles)
-            return self._timer(lambda: workload.prefill(listed, tiles)) / workload.num_layers
-
-        candidates = (*PREFILL_CANDIDATES, *MORE_PREFILL_CANDIDATES)
-        best, times = self._best(default_prefill_tiles(self._heads), candidates, made, run)
+        best, times = self._best(made)
         for workload, seconds in zip(made, times, strict=True):
             tokens, keys = workload.sequences.query_lens, workload.sequences.seq_lens
             self._say(
@@ -126,28 +85,27 @@ class Tuner:
         self._say(f"  {best}")
         return best
 
-    def _best(
-        self,
-        default: Tiles,
-        candidates: Iterable[Tiles],
-        workloads: Sequence[Workload],
-        run: Callable[[Workload, Tiles], float],
-    ) -> tuple[Tiles, list[float]]:
+    def _best(self, workloads: Sequence[Workload]) -> tuple[PrefillTiles, list[float]]:
         """Return the tiles whose times have the smallest product, and these times."""
-        best, best_times = default, [run(workload, default) for workload in workloads]
-        for tiles in candidates:
+        best = default_prefill_tiles(self._heads)
+        best_times = [self._seconds(workload, best) for workload in workloads]
+        for tiles in (*PREFILL_CANDIDATES, *MORE_CANDIDATES):
             if time.monotonic() > self._stop_at:
                 self._say("  out of time: the rest is not measured")
                 break
             try:
-                times = [run(workload, tiles) for workload in workloads]
+                times = [self._seconds(workload, tiles) for workload in workloads]
             except OutOfResources:
                 continue
             if math.prod(times) < math.prod(best_times) and self._is_right(workloads, tiles):
                 best, best_times = tiles, times
         return best, best_times
 
-    def _is_right(self, workloads: Sequence[Workload], tiles: object) -> bool:
+    def _seconds(self, workload: Workload, tiles: PrefillTiles) -> float:
+        listed = workload.tile_list(tiles)
+        return self._timer(lambda: workload.prefill(listed, tiles)) / workload.num_layers
+
+    def _is_right(self, workloads: Sequence[Workload], tiles: PrefillTiles) -> bool:
         for workload in workloads:
             if sum(workload.sequences.seq_lens) > MAX_CHECKED_KEYS:
                 continue
@@ -156,19 +114,6 @@ class Tuner:
                 self._say(f"  WRONG by {error:.2g}: {tiles}")
                 return False
         return True
-
-
-def decode_candidates(default: DecodeTiles) -> Iterator[DecodeTiles]:
-    """Yield loops with the default's splits, then splits with the default's loop."""
-    loops = ((64, 2), (64, 4), (32, 2), (32, 1), (128, 4))
-    for (block_n, warps), ahead, stages in itertools.product(loops, (False, True), (2, 3, 4)):
-        if ahead or stages == 3:  # Without looking ahead, one step of keys is in flight anyway.
-            yield replace(
-                default, block_n=block_n, num_warps=warps, num_stages=stages, looks_ahead=ahead
-            )
-    for programs, keys in itertools.product((2, 3, 4, 6, 8), (64, 128, 256, 512)):
-        if keys >= default.block_n:
-            yield replace(default, programs_per_processor=programs, min_split_keys=keys)
 
 
 def gpu_seconds(run: Callable[[], None]) -> float:
@@ -188,13 +133,6 @@ def gpu_seconds(run: Callable[[], None]) -> float:
         end.synchronize()
         times.append(float(start.elapsed_time(end)) / 1e3)
     return sorted(times)[len(times) // 2]
-
-
-def tune(heads: Heads, tuner: Tuner) -> AttentionTable:
-    """Return the shipped table with what was measured for a model."""
-    prefill = tuner.prefill(PREFILL_WORKLOADS)
-    decode = [(heads, size, tuner.decode(size, lens)) for size, lens in DECODE_WORKLOADS.items()]
-    return shipped_attention_table().with_measured(decode, [(heads, prefill)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Workload(sequences, heads, device, kv_dtype=kv_dtype, num_processors=processors)
 
     stop_at = time.monotonic() + options.seconds
-    table = tune(heads, Tuner(heads, make, gpu_seconds, _say, stop_at=stop_at))
+    table = shipped_attention_table()
+    table.put_prefill(heads, Tuner(heads, make, gpu_seconds, _say, stop_at=stop_at).tune(WORKLOADS))
     if options.table is None:
         _say(table.dump())
     else:
@@ -226,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measure attention's tiles on this GPU.")
+    parser = argparse.ArgumentParser(description="Measure prefill attention's tiles on this GPU.")
     parser.add_argument("--num-heads", type=int, default=32)
     parser.add_argument("--num-kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
