@@ -45,8 +45,8 @@ class RuntimeConfig:
     settle_s: float = 0.5
     """Seconds to collect changes of status before looking at a deployment."""
     progress_s: float = 15.0
-    """Seconds between two reports on a deployment that only tell of progress; more while over 30
-    deployments have some to tell of."""
+    """Seconds between two reports on a deployment that only tell of progress; while N deployments
+    start, N/2, up to five minutes."""
     resync_s: float = 600.0
     """Seconds between looks at every deployment, changed or not."""
     watch_nodes: bool = True

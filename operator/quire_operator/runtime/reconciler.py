@@ -24,7 +24,7 @@ from quire_operator.runtime.kube import KubeApi
 from quire_operator.runtime.metrics import DeploymentKey, OperatorMetrics
 from quire_operator.runtime.recorder import EventRecorder
 from quire_operator.runtime.references import References
-from quire_operator.runtime.report_pace import ReportPace
+from quire_operator.runtime.report_pace import ReportPace, num_starting
 from quire_operator.runtime.reports import is_news, status_patch, with_apply_errors
 from quire_operator.runtime.resources import DEPLOYMENTS
 from quire_operator.runtime.store import Store
@@ -75,7 +75,9 @@ class Reconciler:
         self._apis = apis
         self._now = now
         self._planner = planner
-        self._pace = ReportPace(progress_s)
+        self._pace = ReportPace(
+            progress_s, num_starting=lambda: num_starting(store.deployments.values())
+        )
         self._clock = clock
         self._named: dict[DeploymentKey, tuple[str, tuple[ObjectKey, ...]]] = {}
 
