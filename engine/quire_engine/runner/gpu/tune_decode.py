@@ -67,7 +67,7 @@ def _tune(options: argparse.Namespace) -> None:
         kv_cache_dtype=options.kv_cache_dtype,
     )
     table.put_decode(heads, largest, before)
-    device = torch.device("cuda")
+    device = runner.step.logits_SV.device
     clock = StepClock(runner, contexts.__getitem__)
     tuner = StepTuner(clock, say, stop_at=stop_at)
     for size in contexts:
