@@ -49,6 +49,8 @@ ENGINE = Recipe(name="quire-engine", dockerfile="Dockerfile.engine", target="eng
 ROUTER = Recipe(name="quire-router", dockerfile="Dockerfile.operator", target="router")
 OPERATOR = Recipe(name="quire-operator", dockerfile="Dockerfile.operator", target="operator")
 RECIPES = (ENGINE, ROUTER, OPERATOR)
+MAX_IMAGES = 250
+"""Steps of builds that are kept; of the newest some 60 are needed. Removing one takes 0.2 s."""
 
 
 def missing_programs() -> list[str]:
@@ -98,6 +100,8 @@ class ImageBuilder:
                 *(f"--build-arg=BASE_IMAGE={base}", f"--build-arg=VERSION={version}"),
                 *(f"--tag={name}", str(context)),
             )
+            if len(self.buildah("images", "--all", "--quiet").split()) > MAX_IMAGES:
+                self.buildah("rmi", "--prune")
         return name
 
     def inspect(self, image: str) -> dict[str, Any]:
