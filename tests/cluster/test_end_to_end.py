@@ -79,6 +79,30 @@ def test_scale_adds_and_removes_replicas(
         assert status["readyReplicas"] == num_replicas
 
 
+def test_a_router_of_several_processes_takes_over_without_a_failed_request(
+    local_cluster: LocalCluster, deployment: str, namespace: str
+) -> None:
+    with (
+        local_cluster.tunnel(deployment, 80, namespace=namespace) as address,
+        Load(address, deployment) as load,
+    ):
+        local_cluster.kubectl(
+            *("patch", "llmd", deployment, f"--namespace={namespace}", "--type=merge"),
+            # Small enough that both on one node leave an engine its room.
+            '--patch={"spec": {"router": {"args": ["--workers=2"], "resources": {"cpu": "100m"}}}}',
+        )
+        local_cluster.wait_until(
+            "only routers of two processes are left",
+            lambda: _num_workers(local_cluster, namespace) == {2},
+            timeout_s=READY_LIMIT_S,
+        )
+        _wait_ready(local_cluster, namespace)
+        num_before = load.num_answered()
+        local_cluster.wait_until("two more answers", lambda: load.num_answered() >= num_before + 2)
+
+    assert load.failures == []
+
+
 def test_the_chart_is_upgraded_and_rolled_back_while_requests_flow(
     release: Release, local_cluster: LocalCluster, deployment: str, namespace: str
 ) -> None:
@@ -164,6 +188,18 @@ def _is_settled(cluster: LocalCluster, namespace: str, num_replicas: int) -> boo
 def _engine_pods(cluster: LocalCluster, namespace: str) -> list[dict[str, Any]]:
     selector = f"quire.dev/deployment={NAME},app.kubernetes.io/component=engine"
     return cluster.items("pod", namespace=namespace, selector=selector)
+
+
+def _num_workers(cluster: LocalCluster, namespace: str) -> set[int]:
+    """Return how many processes accept requests in each router."""
+    selector = f"quire.dev/deployment={NAME},app.kubernetes.io/component=router"
+    return {
+        cluster.kubectl("logs", pod["metadata"]["name"], f"--namespace={namespace}").count(
+            "worker started"
+        )
+        for pod in cluster.items("pod", namespace=namespace, selector=selector)
+        if pod["status"]["phase"] == "Running"
+    }
 
 
 def _uids(pods: list[dict[str, Any]]) -> set[str]:
