@@ -25,6 +25,11 @@ def rate(counter: str, selector: str, by: str = "") -> str:
     return f"sum by ({by}) ({inner})" if by else f"sum({inner})"
 
 
+def increase(counter: str, selector: str, by: str) -> str:
+    """Return by how much a counter grew over the panel's own window, summed."""
+    return f"sum by ({by}) (increase({counter}{{{selector}}}[$__rate_interval]))"
+
+
 def quantile(histogram: str, selector: str, by: str = "", q: str = "$quantile") -> str:
     """Return a quantile of a histogram over the panel's own window."""
     labels = f"le, {by}" if by else "le"

@@ -117,8 +117,7 @@ ENGINE_ALERTS = Group(
             lasting="0m",
             summary=f"{_POD} has compiled kernels while requests waited",
             meaning="Warming up has missed a variant: all streams of the pod pause, for "
-            "milliseconds "
-            "if the kernel was on disk, for seconds if not. It is a bug of Quire.",
+            "milliseconds if the kernel was on disk, for seconds if not. It is a bug of Quire.",
             look=(
                 "Board *Model*, *Kernels compiled late* and *Step time*: how often, how long?",
                 "`kubectl logs -n NAMESPACE POD | grep 'kernel compiled after ready'`: which ones. "

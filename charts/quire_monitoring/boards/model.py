@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from quire_monitoring.boards.variables import DEPLOYMENT, NAMESPACE, REPLICA
 from quire_monitoring.panels import Board, Heat, Lines, Query, Row
-from quire_monitoring.selectors import ENGINE, mean, quantile, rate, share
+from quire_monitoring.selectors import ENGINE, increase, mean, quantile, rate, share
 
 _P = "quire_engine_"
 
@@ -172,11 +172,7 @@ _WAITING = (
         help="Kernels of a GPU that requests waited for, because warming up missed them; 0 is "
         "right.",
         queries=[
-            Query(
-                "sum by (pod) (increase("
-                f"{_P}kernel_compiles_after_ready_total{{{ENGINE}}}[$__rate_interval]))",
-                "{{pod}}",
-            )
+            Query(increase(f"{_P}kernel_compiles_after_ready_total", ENGINE, "pod"), "{{pod}}"),
         ],
         unit="short",
     ),

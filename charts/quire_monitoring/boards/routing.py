@@ -2,7 +2,7 @@
 
 from quire_monitoring.boards.variables import DEPLOYMENT, NAMESPACE, REPLICA_ADDRESS
 from quire_monitoring.panels import Board, Lines, Number, Query, Row, States, Table
-from quire_monitoring.selectors import ROUTER, TOWARDS, mean, quantile, rate, share
+from quire_monitoring.selectors import ROUTER, TOWARDS, increase, mean, quantile, rate, share
 
 _R = "quire_router_replica_"
 _CACHED = rate(f"{_R}cached_tokens_total", TOWARDS)
@@ -20,11 +20,10 @@ def _gauge(title: str, help_: str, name: str, unit: str = "short") -> Lines:
 
 
 def _increase(title: str, help_: str, counter: str) -> Lines:
-    increase = f"increase({_R}{counter}{{{TOWARDS}}}[$__rate_interval])"
     return Lines(
         title=title,
         help=help_,
-        queries=[Query(f"sum by (replica) ({increase})", "{{replica}}")],
+        queries=[Query(increase(f"{_R}{counter}", TOWARDS, "replica"), "{{replica}}")],
         unit="short",
     )
 
@@ -298,11 +297,7 @@ PROCESSES = Row(
             title="Workers restarted",
             help="Each had ended, and its streams with it; 0 is right.",
             queries=[
-                Query(
-                    "sum by (pod) (increase("
-                    f"quire_router_worker_restarts_total{{{ROUTER}}}[$__rate_interval]))",
-                    "{{pod}}",
-                )
+                Query(increase("quire_router_worker_restarts_total", ROUTER, "pod"), "{{pod}}"),
             ],
             unit="short",
         ),
