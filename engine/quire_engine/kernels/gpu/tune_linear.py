@@ -4,11 +4,9 @@
 """
 
 import itertools
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -19,8 +17,8 @@ from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import Fp8Weight
 from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
-from quire_engine.model.families import read_spec
 from quire_engine.model.fp8 import BLOCK, FP8
+from quire_engine.model.spec import ModelSpec
 
 MAX_STAGED_BYTES = 200_000
 MAX_ERROR = 0.1
@@ -36,9 +34,8 @@ class Linear:
     adds: bool = False
 
 
-def linears_of(folder: Path, scale_dims: int) -> list[Linear]:
+def linears_of(spec: ModelSpec, scale_dims: int) -> list[Linear]:
     """List the linears of a model's layer, and its head, which is never quantized."""
-    spec = read_spec(json.loads((folder / "config.json").read_text()))
     hidden, width = spec.hidden_size, spec.intermediate_size
 
     def product(num_inputs: int, num_rows: int, *, gated: bool = False) -> Product:

@@ -9,13 +9,11 @@ batches up to it. What the table has of other models and sizes stays as it is.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -23,7 +21,7 @@ from quire_engine.config import KV_CACHE_DTYPES
 from quire_engine.kernels.gpu.attention_tiles import Heads, shipped_attention_table
 from quire_engine.kernels.gpu.step_tuner import StepTuner
 from quire_engine.kernels.gpu.tune_decode import MAX_PROGRAMS, DecodeChoice, tune
-from quire_engine.model.families import read_spec
+from quire_engine.model.spec import ModelSpec
 from quire_engine.runner.gpu.attention import num_processors
 from quire_engine.runner.gpu.build import KV_DTYPES
 from quire_engine.runner.gpu.tuning import (
@@ -31,6 +29,7 @@ from quire_engine.runner.gpu.tuning import (
     contexts_from,
     reported,
     say,
+    spec_of,
     tuned_runner,
     tuning_parser,
 )
@@ -55,7 +54,7 @@ def _tune(options: argparse.Namespace) -> None:
     stop_at = time.monotonic() + options.seconds
     contexts = contexts_from(options, CONTEXTS)
     kv_dtype = KV_DTYPES.get(options.kv_cache_dtype, torch.bfloat16)
-    heads, table = heads_of(options.model, kv_dtype), shipped_attention_table()
+    heads, table = heads_of(spec_of(options.model), kv_dtype), shipped_attention_table()
     # Plans get the room that the table asks for when they are made.
     largest = max(contexts)
     before = table.decode(heads, largest)
@@ -83,9 +82,8 @@ def _tune(options: argparse.Namespace) -> None:
         options.table.write_text(table.dump())
 
 
-def heads_of(folder: Path, kv_dtype: torch.dtype) -> Heads:
+def heads_of(spec: ModelSpec, kv_dtype: torch.dtype) -> Heads:
     """Return what the choice depends on of a model."""
-    spec = read_spec(json.loads((folder / "config.json").read_text()))
     return Heads(
         num_heads=spec.num_heads,
         num_kv_heads=spec.num_kv_heads,

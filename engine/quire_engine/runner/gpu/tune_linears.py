@@ -32,6 +32,7 @@ from quire_engine.runner.gpu.tuning import (
     contexts_from,
     reported,
     say,
+    spec_of,
     tuned_runner,
     tuning_parser,
 )
@@ -56,7 +57,7 @@ def _tune(options: argparse.Namespace) -> None:
     # Compiled here and by other processes, each candidate before it is timed.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.num_processes, mp_context=context) as pool:
-        linears = linears_of(options.model, 1 if options.quantization else 0)
+        linears = linears_of(spec_of(options.model), 1 if options.quantization else 0)
         jobs: dict[Job, Future[None]] = {
             (linear, size, tiles): pool.submit(compile_one, linear, size, tiles)
             for size in contexts

@@ -8,6 +8,7 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ import torch
 from quire_engine.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire_engine.errors import ConfigError, QuireError
 from quire_engine.kernels.gpu.compile_ahead import compile_ahead
+from quire_engine.model.families import read_spec
+from quire_engine.model.source import resolve
+from quire_engine.model.spec import ModelSpec
 from quire_engine.runner.factory import build_runner
 from quire_engine.runner.gpu.graphs import StepGraphs
 from quire_engine.runner.gpu.runner import GpuRunner
@@ -164,11 +168,8 @@ def tuned_runner(
     """
     longest = max(max(lengths) for lengths in contexts.values())
     config = EngineConfig(
-        model=ModelConfig(
-            model=str(model),
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
+        model=replace(
+            _random_weights(model),
             max_model_len=longest + 1,
             quantization=quantization,
             enforce_eager=True,
@@ -179,6 +180,21 @@ def tuned_runner(
     runner = build_runner(config)
     assert isinstance(runner, GpuRunner), "tiles are measured on a GPU"
     return runner
+
+
+def spec_of(model: Path) -> ModelSpec:
+    """Read what a model is made of.
+
+    Raises:
+        ConfigError: the folder has no config.json, or one of a model that is not known.
+    """
+    return read_spec(resolve(_random_weights(model)).config)
+
+
+def _random_weights(model: Path) -> ModelConfig:
+    return ModelConfig(
+        model=str(model), load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16"
+    )
 
 
 def say(line: str) -> None:

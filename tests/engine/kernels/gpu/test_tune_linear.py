@@ -1,6 +1,3 @@
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,6 +6,7 @@ from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 from quire_engine.kernels.gpu.step_tuner import StepTuner
 from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
 from quire_engine.kernels.gpu.tune_linear import Linear, LinearChoice, candidates, linears_of
+from quire_engine.model.families import read_spec
 
 GEMV = GemvTiles(rows=2, block=64, num_warps=1)
 OTHER = GemvTiles(rows=4, block=64, num_warps=1)
@@ -70,7 +68,7 @@ def test_candidates_begin_with_the_default_and_are_the_same_each_time(
             assert 6144 % tiles.columns == 0
 
 
-def test_linears_are_those_of_the_model(tmp_path: Path) -> None:
+def test_linears_are_those_of_the_model() -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": 640,
@@ -81,11 +79,10 @@ def test_linears_are_those_of_the_model(tmp_path: Path) -> None:
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }
-    (tmp_path / "config.json").write_text(json.dumps(config))
 
     shapes = {
         linear.name: (linear.product.num_rows, linear.product.num_inputs)
-        for linear in linears_of(tmp_path, 0)
+        for linear in linears_of(read_spec(config), 0)
     }
 
     assert shapes == {

@@ -11,7 +11,7 @@ from quire_engine.errors import ConfigError
 from quire_engine.kernels.gpu.attention_tiles import Heads
 from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
 from quire_engine.runner.gpu import tune_decode, tune_linears
-from quire_engine.runner.gpu.tuning import Batches, contexts_from
+from quire_engine.runner.gpu.tuning import Batches, contexts_from, spec_of
 
 CONTEXTS = {1: (256, 8192), 8: (640,)}
 INTERPRETED = pytest.mark.skipif(torch.cuda.is_available(), reason="builds a runner on the CPU")
@@ -74,9 +74,14 @@ def test_a_size_is_timed_with_its_lengths_or_those_asked_for(
 def test_the_choice_is_for_the_heads_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MODEL))
 
-    heads = tune_decode.heads_of(tmp_path, torch.float8_e4m3fn)
+    heads = tune_decode.heads_of(spec_of(tmp_path), torch.float8_e4m3fn)
 
     assert heads == Heads(num_heads=4, num_kv_heads=2, head_dim=16, kv_bytes=1)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        spec_of(tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -10,6 +10,7 @@ import torch
 from quire_engine.kernels.gpu.attention_tiles import AttentionTable, shipped_attention_table
 from quire_engine.kernels.gpu.tables import TileTable, shipped_table
 from quire_engine.runner.gpu import tune_decode, tune_linears
+from quire_engine.runner.gpu.tuning import spec_of
 from random_models import QWEN3_06B
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -39,7 +40,7 @@ def test_attention_is_tuned_for_a_batch_size(
     )
 
     assert status == 0
-    heads = tune_decode.heads_of(model, torch.bfloat16)
+    heads = tune_decode.heads_of(spec_of(model), torch.bfloat16)
     tiles = AttentionTable.parse(table.read_text()).decode(heads, 4)
     assert str(tiles) in capsys.readouterr().out
 
