@@ -1,13 +1,17 @@
 """Text to tokens, and the cache in between."""
 
 import asyncio
+import threading
 from array import array
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, strategies as st
 from prometheus_client import CollectorRegistry
+from tokenizers import Tokenizer
 
 from http_support import tokenizer_files
+from quire_router import tokenization as module
 from quire_router.errors import UnsupportedError
 from quire_router.http_metrics import HttpMetrics
 from quire_router.tokenization import TokenCache, Tokenization, entry_bytes
@@ -67,28 +71,32 @@ async def test_short_and_long_texts_come_out_the_same() -> None:
     tokens.close()
 
 
-async def test_many_long_texts_at_once_do_not_block_the_loop() -> None:
+async def test_the_loop_turns_while_each_of_many_long_texts_is_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     tokens = tokenization(cache_bytes=0)
     await tokens.use(tokenizer_files())
-    num_turns = 0
+    loop, encode = asyncio.get_running_loop(), module._encode
+    turns: list[bool] = []
 
-    async def watch() -> None:
-        nonlocal num_turns
-        while True:
-            await asyncio.sleep(0)
-            num_turns += 1
+    def encode_when_the_loop_has_turned(
+        tokenizer: Tokenizer, text: str, add_special_tokens: bool
+    ) -> Sequence[int]:
+        turned = threading.Event()
+        loop.call_soon_threadsafe(turned.set)
+        turns.append(turned.wait(30.0))
+        return encode(tokenizer, text, add_special_tokens)
 
-    watcher = asyncio.create_task(watch())
+    monkeypatch.setattr(module, "_encode", encode_when_the_loop_has_turned)
     await asyncio.gather(
         *(
             tokens.encode(f"{number} " + "text " * 20_000, add_special_tokens=True)
             for number in range(4)
         )
     )
-    watcher.cancel()
     tokens.close()
 
-    assert num_turns > 50
+    assert turns == [True] * 4
 
 
 async def test_a_new_tokenizer_forgets_the_old_ones_ids() -> None:
