@@ -6,7 +6,7 @@ A program of its own, because triton is not interpreted in it: prints a list in 
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
@@ -30,7 +30,7 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
-def launch_gemv(dtype: torch.dtype) -> None:
+def launch_gemv(dtype: torch.dtype, *, prefetch: int = 0) -> None:
     """Run the gated GEMV behind a norm, as an MLP of one row begins."""
     weight = _empty(2 * WIDTH, HIDDEN, dtype=dtype)
     scale = _empty(2 * WIDTH, dtype=torch.float32) if dtype.itemsize == 1 else None
@@ -42,7 +42,7 @@ def launch_gemv(dtype: torch.dtype) -> None:
         _empty(HIDDEN),
         weight,
         _empty(WIDTH),
-        default_gemv(product),
+        replace(default_gemv(product), prefetch=prefetch),
         scale=scale,
         norm=norm,
         gated=True,
@@ -71,6 +71,7 @@ def launches() -> Iterator[Compiled]:
     """Compile every kind of kernel once."""
     with recorded_launches() as found:
         launch_gemv(torch.bfloat16)
+        launch_gemv(torch.bfloat16, prefetch=2048)
         launch_gemv(torch.float8_e4m3fn)
         launch_skinny(16)
         launch_skinny(64)

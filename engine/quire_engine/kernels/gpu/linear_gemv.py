@@ -3,7 +3,8 @@
 Legend: I inputs, O outputs.
 
 A program takes a few rows of the weight and the whole of I. It asks for the first tile of its
-weights before it waits for the kernel ahead of it, so that the memory is busy while that drains.
+weights before it waits for the kernel ahead of it, so that the memory is busy while that drains,
+and may have more of them fetched into the L2 cache: attention ahead of it leaves the memory idle.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
 
 SCALE_BLOCK = tl.constexpr(128)
 """Outputs, and inputs, that share a scale where a weight has one for each block."""
@@ -28,6 +30,9 @@ class GemvTiles:
     block: int
     """Inputs of a tile."""
     num_warps: int = 8
+    prefetch: int = 0
+    """Inputs of each row after its first tile that are fetched into the L2 cache ahead; a power of
+    two or 0."""
 
 
 def gemv(
@@ -51,6 +56,10 @@ def gemv(
     """
     num_rows, width = weight_OI.shape
     num_outputs = num_rows // 2 if gated else num_rows
+    is_even = width % tiles.block == 0 and num_outputs % tiles.rows == 0
+    assert tiles.block + tiles.prefetch <= width or not tiles.prefetch, (
+        f"{tiles} for {width} inputs"
+    )
     _gemv_kernel[(triton.cdiv(num_outputs, tiles.rows),)](
         x_I,
         x_I if norm is None else norm.weight_E,
@@ -63,7 +72,9 @@ def gemv(
         WIDTH=width,
         ROWS=tiles.rows,
         BLOCK=tiles.block,
-        IS_EVEN=width % tiles.block == 0 and num_outputs % tiles.rows == 0,
+        PREFETCH=tiles.prefetch if is_even and x_I.device.type != "cpu" else 0,
+        LINE=LINE_BYTES.value // weight_OI.element_size(),
+        IS_EVEN=is_even,
         SCALE_DIMS=0 if scale is None else scale.dim(),
         HAS_NORM=norm is not None,
         HAS_BIAS=bias_O is not None,
@@ -99,6 +110,28 @@ def _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH: tl.constexpr, SCALE_DI
         return acc + scale * tl.sum(tl.reshape(products, (ROWS, GROUPS, SCALE_BLOCK)), 2)
 
 
+@triton.jit
+def _total(
+    acc,
+    factor,
+    scale_ptr,
+    bias_ptr,
+    mask,
+    SCALE_DIMS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    """Add up the products of each row, and finish it."""
+    y = tl.sum(acc, 1)
+    if HAS_NORM:
+        y *= factor
+    if SCALE_DIMS == 1:
+        y *= tl.load(scale_ptr, mask=mask, other=0)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr, mask=mask, other=0).to(tl.float32)
+    return y
+
+
 @triton.jit(do_not_specialize=["eps"])
 def _gemv_kernel(
     x_ptr,
@@ -112,6 +145,8 @@ def _gemv_kernel(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
     IS_EVEN: tl.constexpr,
     SCALE_DIMS: tl.constexpr,
     HAS_NORM: tl.constexpr,
@@ -131,6 +166,11 @@ def _gemv_kernel(
     tile = load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
     if GATED:
         up_tile = load_weight(w + up_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
+    if PREFETCH > 0:
+        rest = w_ptr + o[:, None].to(tl.int64) * WIDTH + BLOCK
+        prefetch_rows(rest, PREFETCH, LINE)
+        if GATED:
+            prefetch_rows(rest + up_offset, PREFETCH, LINE)
     if PDL:
         tl.extra.cuda.gdc_wait()
     SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
@@ -159,23 +199,15 @@ def _gemv_kernel(
             tile = next_tile
             if GATED:
                 up_tile = next_up
-    y = tl.sum(acc, 1)
     mask = o < num_outputs
-    if HAS_NORM:
-        scale = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps)
-        y *= scale
-    if SCALE_DIMS == 1:
-        y *= tl.load(scale_ptr + o, mask=mask, other=0)
-    if HAS_BIAS:
-        y += tl.load(bias_ptr + o, mask=mask, other=0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps) if HAS_NORM else 1.0
+    y = _total(acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS)
     if GATED:
-        up = tl.sum(up_acc, 1)
-        if HAS_NORM:
-            up *= scale
-        if SCALE_DIMS == 1:
-            up *= tl.load(scale_ptr + num_outputs + o, mask=mask, other=0)
-        if HAS_BIAS:
-            up += tl.load(bias_ptr + num_outputs + o, mask=mask, other=0).to(tl.float32)
+        scale_ptr += num_outputs
+        bias_ptr += num_outputs
+        up = _total(
+            up_acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS
+        )
         y = y * tl.sigmoid(y) * up
     if ADDS:
         y += tl.load(out_ptr + o, mask=mask, other=0).to(tl.float32)

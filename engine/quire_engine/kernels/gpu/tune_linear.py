@@ -6,7 +6,8 @@
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -15,6 +16,7 @@ from quire_engine.kernels.gpu.linear import GpuLinear
 from quire_engine.kernels.gpu.linear_gemv import GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.prefetch import LINE_BYTES
 from quire_engine.kernels.gpu.quantize import Fp8Weight
 from quire_engine.kernels.gpu.tables import Product, Tiles, TileTable, default_tiles
 from quire_engine.model.fp8 import BLOCK, FP8
@@ -57,15 +59,34 @@ def linears_of(spec: ModelSpec, scale_dims: int) -> list[Linear]:
     ]
 
 
-def candidates(product: Product, max_tokens: int, *, limit: int) -> list[Tiles]:
-    """List tiles worth a measurement: the default, then a random choice, the same each time."""
+def candidates(
+    product: Product, max_tokens: int, *, limit: int, current: Tiles | None = None
+) -> list[Tiles]:
+    """List tiles worth a measurement, the same each time.
+
+    They are the default, `current` with more or less fetched ahead, and a random choice.
+    """
     default = default_tiles(product, max_tokens)
     found = (
         _gemv_candidates(product) if max_tokens == 1 else _skinny_candidates(product, max_tokens)
     )
-    others: list[Tiles] = [tiles for tiles in found if tiles != default]
+    others: list[Tiles] = list(found)
     random.Random(0).shuffle(others)
-    return ([default] if default is not None else []) + others[:limit]
+    first = [default] if default is not None else []
+    near = [] if current is None else _prefetching(product, current)
+    return list(dict.fromkeys((*first, *near, *others[:limit])))
+
+
+def _prefetching(product: Product, tiles: Tiles) -> Iterator[Tiles]:
+    """Yield tiles that fetch more or less ahead: each a power of two up to all there is."""
+    if isinstance(tiles, GemvTiles):
+        most = product.num_inputs - tiles.block
+    else:
+        most = product.num_inputs // tiles.splits
+    yield replace(tiles, prefetch=0)
+    smallest = LINE_BYTES.value // product.element_bytes
+    for prefetch in takewhile(lambda size: size <= most, (smallest << n for n in count())):
+        yield replace(tiles, prefetch=prefetch)
 
 
 def _gemv_candidates(product: Product) -> Iterator[Tiles]:
@@ -74,14 +95,22 @@ def _gemv_candidates(product: Product) -> Iterator[Tiles]:
     for rows, block, warps in itertools.product((1, 2, 4, 8, 16), blocks, (2, 4, 8, 16)):
         per_thread = rows * block * (2 if product.gated else 1) // (32 * warps)
         if block <= widest and 8 <= per_thread <= 128 and product.num_inputs // block <= 32:
-            yield GemvTiles(rows=rows, block=block, num_warps=warps)
+            yield from _fetching_much(product, GemvTiles(rows=rows, block=block, num_warps=warps))
+
+
+def _fetching_much(product: Product, tiles: GemvTiles) -> Iterator[GemvTiles]:
+    """Yield tiles that fetch nothing ahead, and as much as they can."""
+    yield tiles
+    left = product.num_inputs - tiles.block
+    if left * product.element_bytes >= LINE_BYTES.value:
+        yield replace(tiles, prefetch=1 << (left.bit_length() - 1))
 
 
 def _skinny_candidates(product: Product, max_tokens: int) -> Iterator[Tiles]:
     height = max(16, max_tokens)
     depths = (128,) if product.scale_dims == 2 else (64, 128, 256)
     for columns, depth, splits, first, stages, prefetch in itertools.product(
-        (16, 32, 64, 128), depths, (1, 2, 4, 7, 8), (False, True), (3, 4, 5, 6), (0, 512)
+        (16, 32, 64, 128), depths, (1, 2, 4, 7, 8), (False, True), (3, 4, 5, 6), (0, 512, 2048)
     ):
         rows = columns * (2 if product.gated else 1) + height
         staged = rows * depth * product.element_bytes * stages
@@ -90,6 +119,8 @@ def _skinny_candidates(product: Product, max_tokens: int) -> Iterator[Tiles]:
         has_steps = product.num_inputs // (splits * depth) >= 4
         is_busy = num_programs >= 128 and (splits == 1 or num_programs <= 1200)
         if first and columns < 64:
+            continue
+        if prefetch > product.num_inputs // splits * product.element_bytes:
             continue
         if is_whole and has_steps and is_busy and 24_000 <= staged <= MAX_STAGED_BYTES:
             yield SkinnyTiles(

@@ -39,6 +39,7 @@ from quire_engine.runner.gpu.tuning import (
 
 CONTEXTS: Mapping[int, Sequence[int]] = dict.fromkeys((8, 4, 1, 16, 32, 64), (512,))
 """Keys of each sequence, by the most rows of x that a choice is for."""
+LINEARS = ("qkv", "out", "gate_up", "down", "head")
 MEMORY_SHARE = 0.5
 """Of the GPU: the rest is for the processes that compile."""
 
@@ -57,12 +58,25 @@ def _tune(options: argparse.Namespace) -> None:
     # Compiled here and by other processes, each candidate before it is timed.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.num_processes, mp_context=context) as pool:
-        linears = linears_of(spec_of(options.model), 1 if options.quantization else 0)
-        jobs: dict[Job, Future[None]] = {
-            (linear, size, tiles): pool.submit(compile_one, linear, size, tiles)
+        linears = [
+            linear
+            for linear in linears_of(spec_of(options.model), 1 if options.quantization else 0)
+            if linear.name in options.linears
+        ]
+        choices = {
+            (linear, size): candidates(
+                linear.product,
+                size,
+                limit=options.limit,
+                current=table.choose(linear.product, size),
+            )
             for size in contexts
             for linear in linears
-            for tiles in candidates(linear.product, size, limit=options.limit)
+        }
+        jobs: dict[Job, Future[None]] = {
+            (linear, size, tiles): pool.submit(compile_one, linear, size, tiles)
+            for (linear, size), found in choices.items()
+            for tiles in found
         }
         runner = tuned_runner(
             options.model,
@@ -71,17 +85,15 @@ def _tune(options: argparse.Namespace) -> None:
             quantization=options.quantization,
         )
         tuner = StepTuner(StepClock(runner, contexts.__getitem__), say, stop_at=stop_at)
-        for size in contexts:
-            for linear in linears:
-                if tuner.is_out_of_time:
-                    continue
-                choices = candidates(linear.product, size, limit=options.limit)
-                good = [t for t in choices if not jobs[linear, size, t].exception()]
-                choice = LinearChoice(
-                    table, linear, size, device=torch.device("cuda"), dtype=torch.bfloat16
-                )
-                tuner.tune(choice, size, [None, *good])
-                options.table.write_text(table.dump())
+        for (linear, size), found in choices.items():
+            if tuner.is_out_of_time:
+                break
+            good = [tiles for tiles in found if not jobs[linear, size, tiles].exception()]
+            choice = LinearChoice(
+                table, linear, size, device=torch.device("cuda"), dtype=torch.bfloat16
+            )
+            tuner.tune(choice, size, [None, *good])
+            options.table.write_text(table.dump())
         pool.shutdown(cancel_futures=True)
 
 
@@ -89,6 +101,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     assert __doc__ is not None
     parser = tuning_parser(__doc__.splitlines()[0], contexts=CONTEXTS)
     parser.add_argument("--limit", type=int, default=12, help="tiles to measure for each product")
+    parser.add_argument(
+        "--linears", nargs="+", choices=LINEARS, default=LINEARS, help="which to measure"
+    )
     parser.add_argument("--num-processes", type=int, default=12, help="compilers at a time")
     parser.add_argument("--quantization", choices=("fp8",), help="measure quantized weights")
     return parser.parse_args(arguments)

@@ -35,12 +35,13 @@ def test_linears_compile_for_hopper_without_spilling(compiled: list[dict[str, An
     assert [launch["name"] for launch in compiled] == [
         "_gemv_kernel",
         "_gemv_kernel",
+        "_gemv_kernel",
         "_skinny_kernel",
         "_skinny_kernel",
         "_quantize_rows_kernel",
         "_skinny_kernel",
     ]
-    assert [launch["spilled_bytes"] for launch in compiled] == [0] * 6
+    assert [launch["spilled_bytes"] for launch in compiled] == [0] * 7
     assert all(launch["shared_bytes"] <= SHARED_BYTES for launch in compiled)
 
 
@@ -49,6 +50,13 @@ def test_weights_come_sixteen_bytes_at_a_time(compiled: list[dict[str, Any]]) ->
         assert re.search(r"ld.global.L1::evict_first[^;]*v4.b32", launch["ptx"])
     for launch in named(compiled, "_skinny_kernel"):
         assert "cp.async.cg.shared.global" in launch["ptx"]
+
+
+def test_only_tiles_that_ask_for_it_fetch_weights_ahead(compiled: list[dict[str, Any]]) -> None:
+    plain, fetching, _ = (launch["ptx"] for launch in named(compiled, "_gemv_kernel"))
+
+    assert "prefetch.global.L2" in fetching
+    assert "prefetch" not in plain
 
 
 def test_sixty_four_rows_use_the_matrix_units_of_a_warpgroup(

@@ -60,6 +60,7 @@ def check(ours: torch.Tensor, theirs: torch.Tensor) -> None:
         (64, 24, GemvTiles(rows=1, block=32, num_warps=1)),
         (64, 24, GemvTiles(rows=4, block=64, num_warps=1)),
         (80, 22, GemvTiles(rows=4, block=32, num_warps=1)),
+        (128, 24, GemvTiles(rows=4, block=64, num_warps=1, prefetch=64)),
     ],
 )
 @pytest.mark.parametrize("has_bias", [False, True])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -66,6 +68,26 @@ def test_candidates_begin_with_the_default_and_are_the_same_each_time(
         if isinstance(tiles, SkinnyTiles):
             assert tiles.fits(4096)
             assert 6144 % tiles.columns == 0
+        else:
+            assert tiles.block + tiles.prefetch <= 4096
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "current", "most"),
+    [
+        (1, GemvTiles(rows=8, block=1024, num_warps=2), 2048),
+        (8, SkinnyTiles(max_tokens=16, columns=64, depth=128, splits=4), 1024),
+    ],
+)
+def test_what_the_table_says_is_tried_with_all_there_is_to_fetch_ahead(
+    num_tokens: int, current: GemvTiles | SkinnyTiles, most: int
+) -> None:
+    product = Product(num_inputs=4096, num_rows=4096)
+
+    found = candidates(product, num_tokens, limit=0, current=current)
+
+    fetched = {tiles.prefetch for tiles in found if replace(tiles, prefetch=0) == current}
+    assert fetched == {0, *(1 << n for n in range(6, most.bit_length()))}
 
 
 def test_linears_are_those_of_the_model() -> None:
