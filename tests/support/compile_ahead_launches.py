@@ -24,14 +24,19 @@ def launch_some() -> None:
 def main() -> None:
     compiled: list[str] = []
     triton.knobs.runtime.jit_post_compile_hook = lambda **kernel: compiled.append(kernel["fn"].name)
+    loaded: list[str] = []
+    triton.knobs.runtime.kernel_load_end_hook = lambda _module, _function, name, *_: loaded.append(
+        name
+    )
     with recorded_launches() as launches:
         num_kernels = compile_ahead(launch_some, torch.device("meta"))
-        ahead = len(compiled)
+        ahead, loaded_ahead = len(compiled), len(loaded)
         launch_some()
     json.dump(
         {
             "num_kernels": num_kernels,
             "compiled_ahead": ahead,
+            "loaded_ahead": loaded_ahead,
             "compiled_later": len(compiled) - ahead,
             "launched": len(launches) - num_kernels,
         },

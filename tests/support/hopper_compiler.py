@@ -19,6 +19,8 @@ from triton.backends.driver import DriverBase
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from quire_engine.kernels.gpu.attention_tiles import HOPPER_SHARED_BYTES
+
 HOPPER = GPUTarget("cuda", 90, 32)
 
 
@@ -42,8 +44,29 @@ class Compiled:
         )
 
 
+class _NoLauncher:
+    """Stands in for what passes arguments on to a GPU."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        """Take what a launcher is made of."""
+
+
+class _NoUtils:
+    """Stands in for the calls that load a kernel onto a GPU."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": HOPPER_SHARED_BYTES}
+
+    def load_binary(self, *binary: Any) -> tuple[None, None, int, int, int]:
+        """Return no module and no function, its registers, its spills and its most threads."""
+        return None, None, 0, 0, 1024
+
+
 class _NoDevice(DriverBase):  # type: ignore[misc]
     """Stands in for the driver of a GPU that kernels are compiled for and never run on."""
+
+    launcher_cls = _NoLauncher
+    utils = _NoUtils()
 
     @classmethod
     def is_active(cls) -> bool:

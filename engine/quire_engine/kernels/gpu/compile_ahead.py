@@ -1,12 +1,13 @@
 """Compiles kernels side by side before they are launched: one after the other they take a minute.
 
-What would be launched is run through once with every launch only noted down; then each different
-one is compiled, by several threads. The compiler holds Python's lock for a small part of its time.
+What would be launched is run through once with every launch only noted down; meanwhile several
+threads compile each different one, build what launches it and load it onto the GPU. Little of that
+holds Python's lock.
 """
 
 import os
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,9 +34,12 @@ class Launch:
         options = tuple(sorted((name, repr(value)) for name, value in self.options.items()))
         return id(self.kernel), tuple(map(_kind, self.arguments)), options
 
-    def compile(self) -> None:
-        """Compile the kernel, or load it from the cache on disk."""
-        self.run(self.kernel, *self.arguments, grid=(1,), warmup=True, **self.options)
+    def compile(self) -> Callable[..., Any]:
+        """Compile the kernel, or read it from the cache on disk; return what launches it."""
+        compiled = self.run(self.kernel, *self.arguments, grid=(1,), warmup=True, **self.options)
+        # Left to the first launch, a C compiler would run for each kind of arguments in turn.
+        launcher: Callable[..., Any] = compiled.run
+        return launcher
 
 
 def compile_ahead(run: Callable[[], object], device: torch.device) -> int:
@@ -43,32 +47,38 @@ def compile_ahead(run: Callable[[], object], device: torch.device) -> int:
 
     Results of kernels that `run` looks at are whatever was in their memory.
     """
-    with _noted() as launches:
-        run()
-    different = {launch.key: launch for launch in launches}
 
     def compile_one(launch: Launch) -> None:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             launch.compile()
 
+    compiles: dict[Hashable, Future[None]] = {}
+
+    def note(launch: Launch) -> None:
+        # Others are forgotten at once, and their tensors: a long step has gigabytes of them.
+        if launch.key not in compiles:
+            compiles[launch.key] = pool.submit(compile_one, launch)
+
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        list(pool.map(compile_one, different.values()))
-    return len(different)
+        with _noted(note):
+            run()
+        for compiled in compiles.values():
+            compiled.result()
+    return len(compiles)
 
 
 @contextmanager
-def _noted() -> Iterator[list[Launch]]:
+def _noted(note: Callable[[Launch], None]) -> Iterator[None]:
     """Note every launch down in place of launching it."""
-    launches: list[Launch] = []
     run: Callable[..., Any] = JITFunction.run
 
-    def note(
+    def note_launch(
         kernel: "JITFunction[Any]", *arguments: Any, grid: Any, warmup: bool, **options: Any
     ) -> None:
-        launches.append(Launch(kernel=kernel, arguments=arguments, options=options, run=run))
+        note(Launch(kernel=kernel, arguments=arguments, options=options, run=run))
 
-    with mock.patch.object(JITFunction, "run", note):
-        yield launches
+    with mock.patch.object(JITFunction, "run", note_launch):
+        yield
 
 
 def _kind(argument: Any) -> Hashable:

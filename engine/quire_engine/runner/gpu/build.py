@@ -31,7 +31,7 @@ KV_DTYPES = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn}
 
 
 class GpuBuilder:
-    """Builds a runner in phases: decoder, trial, cache, graphs."""
+    """Builds a runner in phases: decoder, compile, trial, cache, graphs."""
 
     def __init__(
         self,
@@ -78,8 +78,7 @@ class GpuBuilder:
             group=self._group,
         )
         weights_bytes = used_bytes(self._device) - self._others_bytes - self._group_bytes
-        with phases.time("trial"):
-            use = self._try_out(decoder, kv_dtype, weights_bytes)
+        use = self._try_out(decoder, kv_dtype, weights_bytes, phases)
         limits = cache_limits(config, self._spec, use, kv_dtype, agree=self._group.least)
         cache = self._cache(limits, kv_dtype)
         runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
@@ -125,7 +124,9 @@ class GpuBuilder:
         graphs.capture(graph_sizes(runner.step.max_num_slots), piece_sizes(self._num_tokens))
         return graphs
 
-    def _try_out(self, decoder: GpuDecoder, kv_dtype: torch.dtype, weights_bytes: int) -> MemoryUse:
+    def _try_out(
+        self, decoder: GpuDecoder, kv_dtype: torch.dtype, weights_bytes: int, phases: Phases
+    ) -> MemoryUse:
         """Run the largest step on a cache that just holds it, and see what it takes."""
         size = self._config.cache.block_size
         limits = Limits(
@@ -135,23 +136,23 @@ class GpuBuilder:
             max_num_batched_tokens=self._num_tokens,
         )
         before = used_bytes(self._device)
-        cache = self._cache(limits, kv_dtype)
-        runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
-        steps = TrialSteps(runner, block_size=size)
-        run_variants = partial(run_all_variants, runner, block_size=size, shows_progress=False)
-        num_kernels = compile_ahead(run_variants, self._device)
-        logger.info("compiled kernels num_kernels=%d", num_kernels)
-        steps.decode()  # loads libraries, which stay
-        rows = used_bytes(self._device) - before - cache.memory.nbytes
-        with measure_peak(self._device) as peak:
-            steps.largest()
-        graphs_bytes = 0
-        if not self._config.model.enforce_eager:
-            graphs_bytes = self._graphs_bytes(runner)
-        _, total = torch.cuda.mem_get_info(self._device)
-        del runner, steps, cache
-        gc.collect()
-        torch.cuda.empty_cache()
+        with phases.time("compile"):
+            cache = self._cache(limits, kv_dtype)
+            runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
+            self._compile(runner)
+        with phases.time("trial"):
+            steps = TrialSteps(runner, block_size=size)
+            steps.decode()  # loads libraries, which stay
+            rows = used_bytes(self._device) - before - cache.memory.nbytes
+            with measure_peak(self._device) as peak:
+                steps.largest()
+            graphs_bytes = 0
+            if not self._config.model.enforce_eager:
+                graphs_bytes = self._graphs_bytes(runner)
+            _, total = torch.cuda.mem_get_info(self._device)
+            del runner, steps, cache
+            gc.collect()
+            torch.cuda.empty_cache()
         return MemoryUse(
             total=total,
             others=self._others_bytes,
@@ -161,6 +162,16 @@ class GpuBuilder:
             graphs=graphs_bytes,
             group=self._group_bytes,
         )
+
+    def _compile(self, runner: GpuRunner) -> None:
+        run_variants = partial(
+            run_all_variants,
+            runner,
+            block_size=self._config.cache.block_size,
+            shows_progress=False,
+        )
+        num_kernels = compile_ahead(run_variants, self._device)
+        logger.info("compiled kernels num_kernels=%d", num_kernels)
 
     def _graphs_bytes(self, runner: GpuRunner) -> int:
         """Estimate what all graphs take from what the largest ones take."""

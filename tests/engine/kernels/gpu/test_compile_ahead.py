@@ -24,6 +24,7 @@ def test_what_was_compiled_ahead_is_not_compiled_again(tmp_path: Path) -> None:
     assert json.loads(result.stdout) == {
         "num_kernels": 3,
         "compiled_ahead": 3,
+        "loaded_ahead": 3,
         "compiled_later": 0,
         "launched": 7,
     }
