@@ -107,7 +107,7 @@ def _full(row: Row, config: PlanConfig) -> Iterator[str]:
     for what, num_bytes, remark in (
         ("weights", memory.weight_bytes, ""),
         ("CUDA, libraries", memory.context_bytes, ""),
-        ("activations", memory.activation_bytes, f"{config.max_num_batched_tokens} tokens a step"),
+        ("activations", memory.activation_bytes, f"{config.workload(1).step_tokens} tokens a step"),
         ("tables, logits", memory.table_bytes, f"{config.max_num_seqs} sequences"),
         ("CUDA graphs", memory.graph_bytes, ""),
         ("KV cache", memory.kv_bytes, f"{memory.kv_bytes_per_token / KIB:g} KiB a token"),

@@ -53,7 +53,11 @@ class PlanConfig:
         None, "longest prompt and completion together, in tokens; 8k is 8192; default: the model's"
     )
     max_num_seqs: int = option(256, "most sequences that run at once")
-    max_num_batched_tokens: int = option(8192, "most tokens computed in one step")
+    max_num_batched_tokens: int | None = option(
+        None,
+        "most tokens computed in one step; default: 8192 of prompts and one for each of "
+        "max_num_seqs",
+    )
     block_size: int = option(16, "tokens per block of the cache")
     dtype: str = option("auto", "type of weights and activations", choices=("auto", *DTYPE_BYTES))
     quantization: str = option(

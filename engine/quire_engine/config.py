@@ -12,7 +12,8 @@ from quire_engine.errors import ConfigError
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 DTYPES = ("auto", "bfloat16", "float16", "float32", "half", "float")
-BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+PROMPT_TOKENS = {"cpu": 512, "cuda": 8192}
+"""Prompt tokens of a step that suit a kind of device; decodes come on top."""
 """Enough to keep a device busy, few enough for decodes not to wait long for prefills."""
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e4m3")
 QUANTIZATIONS = ("fp8", "compressed-tensors")
@@ -112,7 +113,9 @@ class SchedulerConfig:
     """Limits of one step and of the queue."""
 
     max_num_batched_tokens: int | None = option(
-        None, "most tokens computed in one step; default: by device"
+        None,
+        "most tokens computed in one step; default: 8192 of prompts on a GPU, 512 on a CPU, and "
+        "one for each of max_num_seqs",
     )
     max_num_seqs: int = option(256, "most sequences that run at once")
     long_prefill_token_threshold: int = option(
@@ -145,9 +148,17 @@ class SchedulerConfig:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
 
     def token_budget(self, device: str) -> int:
-        """Return the most tokens of a step: as configured, or what suits the kind of device."""
+        """Return the most tokens of a step: as configured, or of prompts and a decode of each."""
+        return self.max_num_batched_tokens or self.prompt_budget(device) + self.max_num_seqs
+
+    def prompt_budget(self, device: str) -> int:
+        """Return the most prompt tokens of a step: as configured, or what suits the device.
+
+        Of a configured budget decodes take their share; else a prompt that fills a step would
+        leave as many tokens for the next as there are decodes.
+        """
         kind = "cuda" if device.startswith("cuda") else "cpu"
-        return self.max_num_batched_tokens or BATCHED_TOKENS[kind]
+        return self.max_num_batched_tokens or PROMPT_TOKENS[kind]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,7 +103,7 @@ def test_what_does_not_fit_ends_with_1_and_says_by_how_much(
     assert plan("70B", "--gpu", "A10", "--tp", "2") == 1
 
     text = capsys.readouterr().out
-    assert "does not fit: needs 75.1 GiB on each GPU; short 52.6 GiB" in text
+    assert "does not fit: needs 75.2 GiB on each GPU; short 52.7 GiB" in text
     assert "warning: NVLink joins none of 2 A10" in text
 
 

@@ -70,6 +70,7 @@ class EngineCore:
             config.scheduler,
             self._cache,
             max_num_batched_tokens=runner.max_num_batched_tokens,
+            max_num_prompt_tokens=config.scheduler.prompt_budget(runner.device),
             max_model_len=runner.max_model_len,
             eos_token_ids=eos_token_ids,
         )

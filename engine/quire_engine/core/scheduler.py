@@ -47,6 +47,7 @@ class Scheduler:
         cache: KvCache,
         *,
         max_num_batched_tokens: int,
+        max_num_prompt_tokens: int,
         max_model_len: int,
         eos_token_ids: frozenset[int],
     ) -> None:
@@ -54,11 +55,14 @@ class Scheduler:
         self._is_fcfs = config.scheduling_policy == "fcfs"
         self._max_num_queued = config.max_num_queued_reqs
         self._max_num_tokens = max_num_batched_tokens
-        self._long_above = config.long_prefill_token_threshold or max_num_batched_tokens
+        self.max_num_seqs = min(config.max_num_seqs, max_num_batched_tokens)
+        # All that run may be prefills, and each must advance.
+        most = max(max_num_prompt_tokens, self.max_num_seqs)
+        self._max_num_prompt_tokens = min(most, max_num_batched_tokens)
+        self._long_above = config.long_prefill_token_threshold or self._max_num_prompt_tokens
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._num_watermark_blocks = int(config.watermark * cache.pool.num_blocks)
-        self.max_num_seqs = min(config.max_num_seqs, max_num_batched_tokens)
         self.max_model_len = min(max_model_len, cache.num_slots)
         """What the model accepts and the cache can hold."""
         self.stats = CoreStats(num_total_blocks=cache.pool.num_blocks)
@@ -134,8 +138,9 @@ class Scheduler:
         num_preemptions = self.stats.num_preemptions
         self._plan_decodes(plan)
         self._num_decodes = len(plan.num_tokens)
+        num_left = self._max_num_tokens - self._num_decodes
         demand = PrefillDemand(
-            self._max_num_tokens - self._num_decodes,
+            min(num_left, self._max_num_prompt_tokens),
             long_above=self._long_above,
             max_chunk=self._long_above,
         )

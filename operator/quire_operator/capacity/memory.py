@@ -37,6 +37,8 @@ INT_BYTES = 4
 COUNT_BYTES = 2
 MAX_EDITED = 64
 """Sequences whose logits are edited at a time."""
+PROMPT_TOKENS = 8192
+"""Of prompts in a step, unless the engine is told; decodes come on top."""
 MIN_TOKENS = 2048
 """Cache without which a model is of no use, where no length is asked for."""
 
@@ -51,7 +53,8 @@ class Workload:
     max_model_len: int | None = None
     """Longest request; None: what the model is made for, or less where the cache is smaller."""
     max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
+    max_num_batched_tokens: int | None = None
+    """None: PROMPT_TOKENS and a decode of each sequence."""
     block_size: int = 16
 
     def __post_init__(self) -> None:
@@ -70,6 +73,11 @@ class Workload:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CapacityError(f"{name} must be at least 1, not {value}")
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of a step."""
+        return self.max_num_batched_tokens or PROMPT_TOKENS + self.max_num_seqs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +189,7 @@ def activation_bytes(footprint: Footprint, workload: Workload) -> int:
     # The residual and its norm; heads; gate and up side by side, and their product.
     shared = footprint.attention_width + 3 * footprint.mlp_width
     width = 2 * footprint.hidden_size + shared / workload.tensor_parallel_size
-    return int(workload.max_num_batched_tokens * footprint.activation_dtype_bytes * width)
+    return int(workload.step_tokens * footprint.activation_dtype_bytes * width)
 
 
 def table_bytes(footprint: Footprint, workload: Workload) -> int:

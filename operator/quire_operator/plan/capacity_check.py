@@ -25,7 +25,6 @@ from quire_operator.plan.replicas import Replicas
 
 DEFAULT_MAX_POSITION = 32_768
 """Longest request that is planned for where sizes are given without a maxModelLen."""
-DEFAULT_BATCHED_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def workload(ctx: Context) -> Workload:
         gpu_memory_utilization=engine.gpu_memory_percent / 100,
         max_model_len=ctx.spec.model.max_model_len,
         max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_batched_tokens or DEFAULT_BATCHED_TOKENS,
+        max_num_batched_tokens=engine.max_batched_tokens,
         block_size=engine.block_size,
     )
 

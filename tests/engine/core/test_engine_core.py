@@ -235,4 +235,20 @@ def test_the_step_budget_is_what_was_configured_or_suits_the_device() -> None:
     auto, fixed = SchedulerConfig(), SchedulerConfig(max_num_batched_tokens=7)
 
     assert auto.token_budget("cpu") < auto.token_budget("cuda:0")
-    assert fixed.token_budget("cuda:0") == 7
+    assert auto.token_budget("cuda:0") == auto.prompt_budget("cuda:0") + auto.max_num_seqs
+    assert fixed.token_budget("cuda:0") == fixed.prompt_budget("cuda:0") == 7
+
+
+def test_a_prompt_that_fills_a_step_is_not_cut_because_others_decode() -> None:
+    scheduler = SchedulerConfig(max_num_seqs=4)
+    budget = scheduler.token_budget("cpu")
+    listener = Listener(new_core(num_blocks=200, budget=budget, max_num_seqs=4))
+    listener.core.add(new_sequence(0, PROMPT, max_tokens=9))
+    listener.step()
+
+    for seq_id in (1, 2):
+        prompt = tokens(scheduler.prompt_budget("cpu"), first=seq_id)
+        listener.core.add(new_sequence(seq_id, prompt, max_tokens=1))
+
+    assert [output.seq_id for output in listener.step()] == [0, 1]
+    assert [output.seq_id for output in listener.step()] == [0, 2]
