@@ -89,10 +89,14 @@ class StepGraphs:
 
     def _captured(self, launch: Callable[[], None]) -> torch.cuda.CUDAGraph:
         launch()  # compiles what is not compiled yet, which a capture may not
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph = torch.cuda.CUDAGraph()
+        # Not `torch.cuda.graph`: it gives all free memory back before each of a thousand graphs.
         # Of this thread: NCCL's watchdog may ask the driver for something meanwhile.
-        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+        graph.capture_begin(self._pool, capture_error_mode="thread_local")
+        try:
             launch()
+        finally:
+            graph.capture_end()
         return graph
 
 
