@@ -1,7 +1,7 @@
 """Attention of one step: single tokens through one kernel, longer chunks through another.
 
-What long prompts begin with goes through cuDNN, where all there is to see is what the step computes
-and its bits may depend on how a prompt was cut.
+What long prompts begin with, and prompts of equal length side by side, go through cuDNN, where all
+there is to see is what the step computes and its bits may depend on how a prompt was cut.
 
 Legend: T tokens, B single tokens, S lines that are sampled from, H query heads, N key/value heads,
 D head dim, I tiles.
@@ -12,7 +12,8 @@ import torch
 from quire_engine.kernels.gpu.decode_attention import decode_attention
 from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
 from quire_engine.kernels.gpu.fresh_attention import (
-    FreshChunk,
+    FreshBatch,
+    FreshShape,
     cut_fresh,
     fresh_attention,
     plan_fresh,
@@ -66,27 +67,27 @@ class GpuAttention:
         self._lines_plan = plan_for(self._windows[-1])
         self._num_decodes = 0
         self._tiles_I4: torch.Tensor | None = None
-        self._fresh: list[FreshChunk] = []
-        sees_all = not batch_invariant and set(self._windows) == {None}
-        self._takes_fresh = sees_all and plan_fresh(
-            max_num_tokens,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            dtype=cache.dtype,
-            device=device,
-        )
+        self._fresh: list[FreshBatch] = []
+        self._fresh_shapes: frozenset[FreshShape] = frozenset()
+        if not batch_invariant and set(self._windows) == {None}:
+            self._fresh_shapes = plan_fresh(
+                max_num_tokens,
+                inputs.max_num_seqs,
+                num_heads=spec.num_heads,
+                num_kv_heads=spec.num_kv_heads,
+                head_dim=spec.head_dim,
+                dtype=cache.dtype,
+                device=device,
+            )
 
     def stage(self, layout: StepLayout, staging: Staging) -> None:
         """Add what the chunks of a step need to its staging copy."""
         self._tiles_I4, self._fresh = None, []
         if layout.num_decodes == layout.num_slots:
             return
-        chunks = _chunks(layout)
-        if self._takes_fresh:
-            self._fresh, chunks = cut_fresh(chunks)
-        if chunks:
-            self._tiles_I4 = staging.put(cut_prefill_tiles(chunks, self._tile_tokens))
+        self._fresh, rest = cut_fresh(_chunks(layout), self._fresh_shapes)
+        if rest:
+            self._tiles_I4 = staging.put(cut_prefill_tiles(rest, self._tile_tokens))
 
     def plan(self, num_decodes: int) -> None:
         """Plan the single tokens of a step, on the GPU."""
@@ -125,11 +126,8 @@ class GpuAttention:
             self._decode(layer, self._plans[window], q_THD[:num_decodes], out_THD[:num_decodes])
         if self._tiles_I4 is not None:
             self._prefill(layer, window, q_THD, self._tiles_I4, out_THD)
-        for chunk in self._fresh:
-            lines = slice(chunk.first_token, chunk.first_token + chunk.num_tokens)
-            fresh_attention(
-                heads_THD[lines], out_THD[lines], num_heads=self._num_heads, scale=self._scale
-            )
+        for batch in self._fresh:
+            fresh_attention(heads_THD, out_THD, batch, num_heads=self._num_heads, scale=self._scale)
 
     def attend_lines(self, index: int, heads_SHD: torch.Tensor, out_SHD: torch.Tensor) -> None:
         """Attend in the last layer with what `plan_lines` planned."""
