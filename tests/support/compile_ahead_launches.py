@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 
 import torch
 import triton
@@ -12,13 +13,20 @@ from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.norm import add_rms_norm
 
 
-def launch_some() -> None:
-    x, weight, out = (torch.empty(8, 256, dtype=torch.bfloat16, device="meta") for _ in range(3))
+def launch_some() -> list[bool]:
+    """Launch three kernels, two of them three times; tell of each time if its weight is kept."""
+    x, norm, out = (torch.empty(8, 256, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    is_kept = []
     for columns in (16, 32):
         tiles = SkinnyTiles(max_tokens=16, columns=columns, depth=64)
         for _ in range(3):
-            skinny(x, torch.empty(256, 256, dtype=torch.bfloat16, device="meta"), out, tiles)
-    add_rms_norm(x, None, weight[0], 1e-5, out)
+            weight = torch.empty(256, 256, dtype=torch.bfloat16, device="meta")
+            skinny(x, weight, out, tiles)
+            reference = weakref.ref(weight)
+            del weight
+            is_kept.append(reference() is not None)
+    add_rms_norm(x, None, norm[0], 1e-5, out)
+    return is_kept
 
 
 def main() -> None:
@@ -28,8 +36,9 @@ def main() -> None:
     triton.knobs.runtime.kernel_load_end_hook = lambda _module, _function, name, *_: loaded.append(
         name
     )
+    is_kept: list[bool] = []
     with recorded_launches() as launches:
-        num_kernels = compile_ahead(launch_some, torch.device("meta"))
+        num_kernels = compile_ahead(lambda: is_kept.extend(launch_some()), torch.device("meta"))
         ahead, loaded_ahead = len(compiled), len(loaded)
         launch_some()
     json.dump(
@@ -39,6 +48,7 @@ def main() -> None:
             "loaded_ahead": loaded_ahead,
             "compiled_later": len(compiled) - ahead,
             "launched": len(launches) - num_kernels,
+            "kept_of_repeated": sum(is_kept[1:3] + is_kept[4:]),
         },
         sys.stdout,
     )

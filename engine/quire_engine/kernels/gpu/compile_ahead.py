@@ -56,8 +56,9 @@ def compile_ahead(run: Callable[[], object], device: torch.device) -> int:
 
     def note(launch: Launch) -> None:
         # Others are forgotten at once, and their tensors: a long step has gigabytes of them.
-        if launch.key not in compiles:
-            compiles[launch.key] = pool.submit(compile_one, launch)
+        key = launch.key
+        if key not in compiles:
+            compiles[key] = pool.submit(compile_one, launch)
 
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         with _noted(note):

@@ -27,4 +27,5 @@ def test_what_was_compiled_ahead_is_not_compiled_again(tmp_path: Path) -> None:
         "loaded_ahead": 3,
         "compiled_later": 0,
         "launched": 7,
+        "kept_of_repeated": 0,
     }
