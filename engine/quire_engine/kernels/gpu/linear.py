@@ -125,9 +125,7 @@ class GpuLinear:
         adds: bool,
         gated: bool,
     ) -> None:
-        # Rows of 8 bits are quantized as they are normed.
-        fused = norm if tiles.fuses_norm and self._weight.scale is None else None
-        x = self._weight.factor(x_TI, None if fused is not None else norm)
+        x = self._weight.factor(x_TI, norm)
         skinny(
             x.rows_TI,
             self._weight.numbers_OI,
@@ -137,7 +135,6 @@ class GpuLinear:
             x_scale=x.scale,
             scale=self._weight.scale,
             bias_O=self._bias_O,
-            norm=fused,
             adds=adds,
             gated=gated,
         )

@@ -16,7 +16,6 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, load_weight
-from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
 
 TOKEN_TILES = tl.constexpr(8)
@@ -38,9 +37,6 @@ class SkinnyTiles:
     """Make the weight the left factor, which suits Hopper's instruction for 64 rows and more."""
     prefetch: int = 0
     """Inputs of each row that are fetched into the L2 cache ahead; a power of two or 0."""
-    fuses_norm: bool = False
-    """Norm 16-bit rows on their way into the product, where there is one split: a launch less, but
-    every program norms them."""
     num_warps: int = 4
     num_stages: int = 4
 
@@ -59,11 +55,10 @@ def skinny(
     x_scale: torch.Tensor | None = None,
     scale: torch.Tensor | None = None,
     bias_O: torch.Tensor | None = None,
-    norm: Norm | None = None,
     adds: bool = False,
     gated: bool = False,
 ) -> None:
-    """Write norm(x) W^T + b; `adds` and `gated` as in `gemv`.
+    """Write x W^T + b; `adds` and `gated` as in `gemv`.
 
     The scales, float32, are those of an 8-bit x and weight: (T,) and (O,), or (T, I / 128) and
     (O / 128, I / 128), which asks for a depth of 128.
@@ -78,7 +73,6 @@ def skinny(
     assert tiles.fits(width), f"{tiles} cannot cut {width} inputs"
     scale_dims = 0 if scale is None else scale.dim()
     assert scale_dims < 2 or tiles.depth == SCALE_BLOCK, "a step of the loop has one scale"
-    assert norm is None or (tiles.splits == 1 and scale is None), "a norm needs whole 16-bit rows"
     partial = out_TO
     if tiles.splits > 1:
         assert num_tokens <= tiles.max_tokens, f"{num_tokens} rows; {tiles.max_tokens} at most"
@@ -95,11 +89,9 @@ def skinny(
         x_TI if x_scale is None else x_scale,
         x_TI if scale is None else scale,
         x_TI if bias_O is None else bias_O,
-        x_TI if norm is None else norm.weight_E,
         out_TO,
         partial,
         x_TI if counters is None else counters,
-        0.0 if norm is None else norm.eps,
         x_TI.stride(0),
         out_TO.stride(0),
         num_tokens,
@@ -114,7 +106,6 @@ def skinny(
         LINE=LINE_BYTES.value // weight_OI.element_size(),
         IS_EVEN=is_even,
         SCALE_DIMS=scale_dims,
-        HAS_NORM=norm is not None,
         HAS_BIAS=bias_O is not None,
         ADDS=adds,
         GATED=gated,
@@ -169,41 +160,30 @@ def _places(tile, num_tokens, num_outputs, TOKENS: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit
-def _weighted(x, norm_ptr, is_input, squares):
-    """Return x times the weight of its norm, and the sums of squares with those of x in them."""
-    wide = x.to(tl.float32)
-    weight = tl.load(norm_ptr, mask=is_input, other=0).to(tl.float32)
-    return (wide * weight[None, :]).to(x.dtype), squares + tl.sum(wide * wide, 1)
-
-
-@triton.jit
 def _multiply_part(
     x_row,
     row,
     up_offset,
     rows,
     columns,
-    scales,
-    norm,
+    x_scale_ptr,
+    scale_ptr,
     first,
     part,
     width,
     DEPTH: tl.constexpr,
     IS_EVEN: tl.constexpr,
     SCALE_DIMS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
     WEIGHT_FIRST: tl.constexpr,
     GATED: tl.constexpr,
 ):
     """Return products over the inputs from `first` on: the gates, and what they let through.
 
-    Without gates the first are all there is. The norm is of whole rows: there is one part then.
+    Without gates the first are all there is.
     """
     t, is_token = rows
     o, is_output, num_outputs = columns
     is_token, is_row = is_token[:, None], is_output[:, None]
-    x_scale_ptr, scale_ptr = scales
-    norm_ptr, eps = norm
     i = tl.arange(0, DEPTH)
     if WEIGHT_FIRST:
         acc = tl.zeros((o.shape[0], t.shape[0]), tl.float32)
@@ -211,7 +191,6 @@ def _multiply_part(
     else:
         acc = tl.zeros((t.shape[0], o.shape[0]), tl.float32)
         up_acc = tl.zeros((t.shape[0], o.shape[0]), tl.float32)
-    squares = tl.zeros((t.shape[0],), tl.float32)
     stride = tl.cdiv(width, SCALE_BLOCK)
     x_scale = x_scale_ptr + t * stride
     scale = scale_ptr + o // SCALE_BLOCK * stride
@@ -222,8 +201,6 @@ def _multiply_part(
             x = tl.load(x_row + start, mask=is_token, other=0.0)
         else:
             x = tl.load(x_row + start, mask=is_token & is_input[None, :], other=0.0)
-        if HAS_NORM:
-            x, squares = _weighted(x, norm_ptr + start + i, is_input, squares)
         w = load_weight(row + start, is_row & is_input[None, :], IS_EVEN)
         g = (first + start) // SCALE_BLOCK
         acc = _multiply(
@@ -242,11 +219,7 @@ def _multiply_part(
                 SCALE_DIMS,
                 WEIGHT_FIRST,
             )
-    y, up = _rows(acc, WEIGHT_FIRST), _rows(up_acc, WEIGHT_FIRST)
-    if HAS_NORM:
-        factor = tl.rsqrt(squares / width + eps)[:, None]
-        y, up = y * factor, up * factor
-    return y, up
+    return _rows(acc, WEIGHT_FIRST), _rows(up_acc, WEIGHT_FIRST)
 
 
 @triton.jit
@@ -287,7 +260,8 @@ def _finish(
     up,
     rows,
     columns,
-    scales,
+    x_scale_ptr,
+    scale_ptr,
     bias_ptr,
     SCALE_DIMS: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -295,7 +269,6 @@ def _finish(
 ):
     """Scale whole rows and columns, add the bias, and apply the gates."""
     t, is_token = rows
-    x_scale_ptr, scale_ptr = scales
     o, is_output, num_outputs = columns
     if SCALE_DIMS == 1:
         row_scale = tl.load(x_scale_ptr + t, mask=is_token, other=0)[:, None]
@@ -311,18 +284,16 @@ def _finish(
     return y * tl.sigmoid(y) * up if GATED else y
 
 
-@triton.jit(do_not_specialize=["num_tokens", "eps"])
+@triton.jit(do_not_specialize=["num_tokens"])
 def _skinny_kernel(
     x_ptr,
     w_ptr,
     x_scale_ptr,
     scale_ptr,
     bias_ptr,
-    norm_ptr,
     out_ptr,
     partial_ptr,
     counters_ptr,
-    eps,
     x_stride_t,
     out_stride_t,
     num_tokens,
@@ -337,14 +308,14 @@ def _skinny_kernel(
     LINE: tl.constexpr,
     IS_EVEN: tl.constexpr,
     SCALE_DIMS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Compute a tile of tokens and outputs, over one part of the inputs."""
-    tile, s = tl.program_id(0), tl.program_id(1)
+    tile = tl.program_id(0)
+    s = tl.program_id(1)
     t, o = _places(tile, num_tokens, num_outputs, TOKENS, COLUMNS)
     i = tl.arange(0, DEPTH)
     # In this form the compiler sees that a part starts where 16-byte loads may.
@@ -361,22 +332,20 @@ def _skinny_kernel(
         tl.extra.cuda.gdc_wait()
     rows, columns = (t, t < num_tokens), (o, o < num_outputs, num_outputs)
     x_row = x_ptr + t[:, None].to(tl.int64) * x_stride_t + s * part + i[None, :]
-    scales, norm = (x_scale_ptr, scale_ptr), (norm_ptr, eps)
     y, up = _multiply_part(
         x_row,
         row + i[None, :],
         up_offset,
         rows,
         columns,
-        scales,
-        norm,
+        x_scale_ptr,
+        scale_ptr,
         s * part,
         part,
         width,
         DEPTH,
         IS_EVEN,
         SCALE_DIMS,
-        HAS_NORM,
         WEIGHT_FIRST,
         GATED,
     )
@@ -387,7 +356,9 @@ def _skinny_kernel(
         size = num_tokens * num_outputs
         y, up, is_last = _add_parts(y, up, place, size, mask, s, counters_ptr, tile, SPLITS, GATED)
     if is_last:
-        y = _finish(y, up, rows, columns, scales, bias_ptr, SCALE_DIMS, HAS_BIAS, GATED)
+        y = _finish(
+            y, up, rows, columns, x_scale_ptr, scale_ptr, bias_ptr, SCALE_DIMS, HAS_BIAS, GATED
+        )
         place_out = out_ptr + t[:, None].to(tl.int64) * out_stride_t + o[None, :]
         if ADDS:
             y += tl.load(place_out, mask=mask, other=0).to(tl.float32)

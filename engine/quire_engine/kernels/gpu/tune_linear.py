@@ -5,7 +5,7 @@
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, takewhile
 
@@ -75,17 +75,6 @@ def candidates(
     first = [default] if default is not None else []
     near = [] if current is None else _prefetching(product, current)
     return list(dict.fromkeys((*first, *near, *others[:limit])))
-
-
-def with_norms(linear: Linear, found: Sequence[Tiles]) -> list[Tiles]:
-    """Return tiles, and where they can norm the rows of a linear, the same with the norm fused."""
-    fused = (
-        replace(tiles, fuses_norm=True)
-        for tiles in found
-        if isinstance(tiles, SkinnyTiles) and tiles.splits == 1
-    )
-    is_normed = linear.has_norm and not linear.product.scale_dims
-    return list(dict.fromkeys((*found, *(fused if is_normed else ()))))
 
 
 def _prefetching(product: Product, tiles: Tiles) -> Iterator[Tiles]:

@@ -26,7 +26,6 @@ from quire_engine.kernels.gpu.tune_linear import (
     candidates,
     compile_one,
     linears_of,
-    with_norms,
 )
 from quire_engine.runner.gpu.tuning import (
     StepClock,
@@ -65,14 +64,11 @@ def _tune(options: argparse.Namespace) -> None:
             if linear.name in options.linears
         ]
         choices = {
-            (linear, size): with_norms(
-                linear,
-                candidates(
-                    linear.product,
-                    size,
-                    limit=options.limit,
-                    current=table.choose(linear.product, size),
-                ),
+            (linear, size): candidates(
+                linear.product,
+                size,
+                limit=options.limit,
+                current=table.choose(linear.product, size),
             )
             for size in contexts
             for linear in linears

@@ -17,7 +17,6 @@ from quire_engine.kernels.gpu.tables import (
 
 HIDDEN, WIDTH = 64, 96
 SKINNY = SkinnyTiles(max_tokens=16, columns=32, depth=32, splits=2, num_stages=2)
-FUSING = SkinnyTiles(max_tokens=16, columns=32, depth=32, fuses_norm=True, num_stages=2)
 
 
 def make_table() -> TileTable:
@@ -30,7 +29,7 @@ def make_table() -> TileTable:
     for product in products:
         entries.append((product, 1, GemvTiles(rows=32, block=64, num_warps=1)))
         if product.num_inputs % 64 == 0:
-            entries += [(product, 4, FUSING), (product, 8, SKINNY)]
+            entries.append((product, 8, SKINNY))
     return TileTable(entries)
 
 
@@ -81,10 +80,9 @@ def test_a_table_serves_the_smallest_size_that_is_big_enough() -> None:
     table, product = make_table(), Product(num_inputs=HIDDEN, num_rows=2 * WIDTH)
 
     assert isinstance(table.choose(product, 1), GemvTiles)
-    assert table.choose(product, 2) == table.choose(product, 4) == FUSING
-    assert table.choose(product, 5) == table.choose(product, 8) == SKINNY
+    assert table.choose(product, 2) == table.choose(product, 8) == SKINNY
     assert table.choose(product, 65) is None
-    assert table.row_counts() == [1, 4, 8, 16, 32, 64, 65]
+    assert table.row_counts() == [1, 8, 16, 32, 64, 65]
 
 
 def test_products_that_nobody_measured_are_cut_by_their_shape() -> None:

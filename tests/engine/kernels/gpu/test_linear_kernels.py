@@ -138,34 +138,6 @@ def test_skinny_products_fuse_bias_residual_and_gate_over_any_splits(
     assert not counters.any()
 
 
-@pytest.mark.parametrize("dtype", DOT_TYPES)
-@pytest.mark.parametrize("num_inputs", [192, 200])
-@pytest.mark.parametrize("weight_first", [False, True])
-@pytest.mark.parametrize("end", ["plain", "gated"])
-def test_skinny_products_norm_rows_on_their_way(
-    device: str, dtype: torch.dtype, num_inputs: int, weight_first: bool, end: str
-) -> None:
-    torch.manual_seed(0)
-    tiles = SkinnyTiles(
-        max_tokens=16,
-        columns=32,
-        depth=32,
-        weight_first=weight_first,
-        fuses_norm=True,
-        num_stages=2,
-    )
-    x = make(device, dtype, 5, num_inputs) * 3
-    weight = make(device, dtype, 128, num_inputs)
-    bias = make(device, dtype, 128)
-    norm = Norm(make(device, dtype, num_inputs), 1e-5)
-    out = make(device, dtype, 5, 64 if end == "gated" else 128)
-    expected = reference(x, weight, bias, norm, gated=end == "gated")
-
-    skinny(x, weight, out, tiles, bias_O=bias, norm=norm, gated=end == "gated")
-
-    check(out, expected)
-
-
 def quantize_weight(weight: torch.Tensor, *, per_block: bool) -> tuple[torch.Tensor, torch.Tensor]:
     if not per_block:
         scale = weight.abs().amax(1) / 448
