@@ -1,6 +1,7 @@
 """From a configuration to a runner that is ready for its first request."""
 
 import logging
+from threading import Thread
 
 import torch
 
@@ -89,11 +90,14 @@ def load_gpu_runner(
 ) -> ModelRunner:
     """Load a resolved model, or a rank's share of it, onto a GPU."""
     # Imported here: Triton is for GPUs alone.
+    from quire_engine.kernels.gpu.compile_ahead import prepare_compiler
     from quire_engine.runner.gpu.build import GpuBuilder
     from quire_engine.runner.gpu.memory import used_bytes
 
     spec, device = read_spec(source.config), torch.device("cuda", rank.share.rank)
     dtype = resolve_gpu_dtype(config.model.dtype, spec)
+    # Beside the loading of weights; a failure is met again, and told, when kernels are compiled.
+    Thread(target=prepare_compiler, args=(device,), daemon=True).start()
     with phases.time("context"):
         torch.cuda.set_device(device)
         others_bytes = used_bytes(device)

@@ -8,12 +8,13 @@ holds Python's lock.
 import os
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+import triton
 from triton.runtime.jit import JITFunction
 
 MAX_THREADS = 16
@@ -42,14 +43,21 @@ class Launch:
         return launcher
 
 
+def prepare_compiler(device: torch.device) -> None:
+    """Do once what a process's first compile takes a second more for: it hashes the compiler."""
+    with _on(device):
+        _nothing_kernel.warmup(grid=(1,))
+
+
 def compile_ahead(run: Callable[[], object], device: torch.device) -> int:
     """Compile all kernels that `run` launches on a device, without launching one; return how many.
 
     Results of kernels that `run` looks at are whatever was in their memory.
     """
+    prepare_compiler(device)  # not by every thread for itself
 
     def compile_one(launch: Launch) -> None:
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with _on(device):
             launch.compile()
 
     compiles: dict[Hashable, Future[None]] = {}
@@ -66,6 +74,10 @@ def compile_ahead(run: Callable[[], object], device: torch.device) -> int:
         for compiled in compiles.values():
             compiled.result()
     return len(compiles)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -88,3 +100,8 @@ def _kind(argument: Any) -> Hashable:
     if isinstance(argument, int) and not isinstance(argument, bool):
         return "int", argument == 1, argument % 16 == 0, argument.bit_length() > 31
     return type(argument).__name__, argument is None
+
+
+@triton.jit
+def _nothing_kernel():
+    """Compute nothing: what compiling it takes, every compiler's first kernel takes."""
