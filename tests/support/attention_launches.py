@@ -6,18 +6,11 @@ A program of its own, because triton is not interpreted in it: prints a list in 
 
 import json
 import sys
-from dataclasses import asdict, replace
-from unittest import mock
+from dataclasses import asdict
 
 import torch
 
 from hopper_compiler import recorded_launches
-from quire_engine.kernels.gpu import decode_attention as decoding
-from quire_engine.kernels.gpu.attention_tiles import (
-    AttentionTable,
-    Heads,
-    default_decode_tiles,
-)
 from quire_engine.kernels.gpu.decode_attention import decode_attention
 from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
 from quire_engine.kernels.gpu.prefill_attention import prefill_attention
@@ -32,12 +25,7 @@ def _int32(*shape: int) -> torch.Tensor:
 
 
 def launch_attention(
-    num_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    kv_dtype: torch.dtype,
-    batch_size: int,
-    table: AttentionTable | None = None,
+    num_heads: int, num_kv_heads: int, head_dim: int, kv_dtype: torch.dtype, batch_size: int
 ) -> None:
     """Plan and run one layer of decode, and one of prefill."""
     q_THD = torch.empty(NUM_TOKENS, num_heads, head_dim, dtype=torch.bfloat16, device=META)
@@ -51,7 +39,6 @@ def launch_attention(
         device=META,
         num_processors=132,
         kv_dtype=kv_dtype,
-        table=table,
     )
     plan.update(_int32(batch_size), _int32(batch_size))
     table_RM = _int32(NUM_ROWS, MAX_BLOCKS)
@@ -60,16 +47,6 @@ def launch_attention(
     decode_attention(q_BHD, cache, cache, table_RM, plan, q_BHD, **options)
     tiles_I4 = _int32(NUM_TILES, 4)
     prefill_attention(q_THD, cache, cache, table_RM, tiles_I4, q_THD, **options)
-
-
-def launch_prefetching() -> None:
-    """Run a layer whose decode fetches keys before it waits, as on a GPU that can."""
-    heads = Heads(num_heads=32, num_kv_heads=8, head_dim=128, kv_bytes=2)
-    tiles = replace(default_decode_tiles(heads, 8), prefetch_keys=128)
-    early = {"PDL": True, "launch_pdl": True}
-    with mock.patch.object(decoding, "dependent_launch", return_value=early):
-        table = AttentionTable([(heads, 8, tiles)])
-        launch_attention(32, 8, 128, torch.bfloat16, 8, table)
 
 
 def main() -> None:
@@ -82,9 +59,6 @@ def main() -> None:
         with recorded_launches() as launches:
             launch_attention(num_heads, num_kv_heads, head_dim, kv_dtype, batch_size)
         compiled += [asdict(launch) for launch in launches]
-    with recorded_launches() as launches:
-        launch_prefetching()
-    compiled += [asdict(launch) for launch in launches]
     sys.stdout.write(json.dumps(compiled))
 
 

@@ -56,11 +56,6 @@ class DecodeTiles:
     """Programs that keep a multiprocessor's share of memory bandwidth busy."""
     min_split_keys: int
     """Fewer keys than this are not worth a program of their own."""
-    prefetch_keys: int = 0
-    """Keys that a program fetches into the L2 cache before it waits for the kernel ahead of it; a
-    power of two or 0. Needs `starts_early`."""
-    starts_early: bool = True
-    """Start while the kernel ahead drains, and let the next one do so: see `launch.py`."""
 
     def block_splits(self, heads: Heads) -> int:
         """Return how many splits a merge reads at once: what its threads' registers hold."""

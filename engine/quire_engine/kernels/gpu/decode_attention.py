@@ -21,7 +21,6 @@ from quire_engine.kernels.gpu.attention_types import (
 )
 from quire_engine.kernels.gpu.decode_attention_plan import ITEM_FIELDS, DecodePlan
 from quire_engine.kernels.gpu.launch import dependent_launch
-from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
 
 
 def decode_attention(
@@ -45,7 +44,6 @@ def decode_attention(
     _, block_size, num_kv_heads, _ = k_cache.shape
     group = num_heads // num_kv_heads
     tiles = plan.tiles(batch_size)
-    launch = dependent_launch(q_BHD.device) if tiles.starts_early else {"PDL": False}
     # Heads vary fastest: programs that run together read neighbouring memory.
     grid = (num_kv_heads, plan.num_items_bound(batch_size))
     _decode_kernel[grid](
@@ -75,10 +73,9 @@ def decode_attention(
         LOOKS_AHEAD=tiles.looks_ahead,
         DOT_DTYPE=dot_dtype(q_BHD, k_cache),
         BLOCK_SPLITS=tiles.block_splits(plan.heads),
-        PREFETCH=tiles.prefetch_keys if launch["PDL"] else 0,
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        **launch,
+        **dependent_launch(q_BHD.device),
     )
 
 
@@ -113,7 +110,6 @@ def _decode_kernel(
     LOOKS_AHEAD: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
-    PREFETCH: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Attend to one item's keys of one key/value head; the last of a slot's items merges them."""
@@ -126,8 +122,6 @@ def _decode_kernel(
     num_items = tl.load(num_items_ptr)
     strides = (table_stride_r, kv_stride_block, kv_stride_p, kv_stride_n)
     cache = (table_ptr, k_ptr, v_ptr, strides)
-    if PREFETCH > 0 and (item < num_items) & (start < end):
-        _prefetch(cache, row, head, start, end, HEAD_DIM, BLOCK_SIZE, PREFETCH)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if item >= num_items:
@@ -185,37 +179,6 @@ def _of_head(cache, row, head):
     table_ptr, k_ptr, v_ptr, strides = cache
     table = table_ptr + row * strides[0]
     return table, k_ptr + head * strides[3], v_ptr + head * strides[3]
-
-
-@triton.jit
-def _prefetch(
-    cache,
-    row,
-    head,
-    start,
-    end,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    PREFETCH: tl.constexpr,
-):
-    """Fetch the first keys and values of an item; other steps wrote all but the newest."""
-    k, v = first_keys(cache, row, head, start, end, BLOCK_SIZE, PREFETCH)
-    LINE: tl.constexpr = LINE_BYTES * 8 // k.dtype.element_ty.primitive_bitwidth
-    # The largest power of two in it: no line past the last head's is asked for.
-    WIDTH: tl.constexpr = max(triton.next_power_of_2(HEAD_DIM + 1) // 2, LINE)
-    prefetch_rows(k[:, None], WIDTH, LINE)
-    prefetch_rows(v[:, None], WIDTH, LINE)
-
-
-@triton.jit
-def first_keys(cache, row, head, start, end, BLOCK_SIZE: tl.constexpr, NUM_KEYS: tl.constexpr):
-    """Return where keys and values from `start` on lie; past the end, the last ones again."""
-    table, k_head, v_head = _of_head(cache, row, head)
-    strides = cache[3]
-    t = tl.minimum(start + tl.arange(0, NUM_KEYS), end - 1)
-    block = tl.load(table + t // BLOCK_SIZE)
-    line = block.to(tl.int64) * strides[1] + (t % BLOCK_SIZE) * strides[2]
-    return k_head + line, v_head + line
 
 
 @triton.jit

@@ -40,8 +40,7 @@ class DecodePlan:
     One plan serves all layers with the same window; plans of one model may not be used at once.
 
     The kernel launched right after `update` must not start early (programmatic dependent launch):
-    attention reads the plan, and the block table where its tiles fetch keys ahead, before it waits
-    for the kernel ahead of it.
+    attention reads the plan before it waits for the kernel ahead of it.
     """
 
     def __init__(

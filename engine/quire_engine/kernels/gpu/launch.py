@@ -3,7 +3,7 @@
 A kernel that is launched with `**dependent_launch(device)` takes a constexpr `PDL`, and where that
 is set calls `gdc_launch_dependents` at once and `gdc_wait` before it touches anything that another
 kernel writes. What it reads before `gdc_wait` may only be weights, or what was written before the
-last kernel that is not launched so, as a step's block table and its plan of attention are. It may
+last kernel that is not launched so, as a step's plan of attention is. It may
 fetch anything into the L2 cache.
 """
 

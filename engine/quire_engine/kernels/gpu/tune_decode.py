@@ -1,7 +1,7 @@
 """Decode attention's tiles: which are worth a measurement, and whether they give what they should.
 
-`step_tuner.py` says which of them make a step fastest. Cuts into splits, loops, and what happens
-before the kernel ahead has ended are tried one after the other, each with the best of the others.
+`step_tuner.py` says which of them make a step fastest. Cuts into splits and loops are tried one
+after the other, each with the best of the others.
 """
 
 import itertools
@@ -51,20 +51,12 @@ def loop_candidates(tiles: DecodeTiles, heads: Heads) -> Iterator[DecodeTiles]:
             )
 
 
-def start_candidates(tiles: DecodeTiles) -> Iterator[DecodeTiles]:
-    """Yield tiles that start late, or early and with more or fewer keys fetched ahead."""
-    yield replace(tiles, starts_early=False, prefetch_keys=0)
-    for keys in (0, 64, 128, 256, 512):
-        yield replace(tiles, starts_early=True, prefetch_keys=keys)
-
-
 def _rounds(heads: Heads) -> list[Callable[[DecodeTiles], Iterator[DecodeTiles]]]:
     """Return what to try, in order: each takes the best tiles so far."""
     return [
         split_candidates,
         lambda tiles: loop_candidates(tiles, heads),
         split_candidates,
-        start_candidates,
     ]
 
 

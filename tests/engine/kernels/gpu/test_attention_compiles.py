@@ -31,7 +31,7 @@ def named(compiled: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(300)
 def test_attention_compiles_for_hopper_with_hardly_a_spill(compiled: list[dict[str, Any]]) -> None:
-    assert len(compiled) == 9
+    assert len(compiled) == 6
     # Tiles that were measured as the fastest may spill a register or two outside of their loop.
     assert all(launch["spilled_bytes"] <= 128 for launch in compiled)
     assert all(launch["shared_bytes"] <= HOPPER_SHARED_BYTES for launch in compiled)
@@ -45,16 +45,6 @@ def test_prefill_uses_the_matrix_units_of_a_warpgroup(compiled: list[dict[str, A
 
 @pytest.mark.timeout(300)
 def test_decode_copies_keys_sixteen_bytes_at_a_time(compiled: list[dict[str, Any]]) -> None:
-    bfloat16_cache, *_ = named(compiled, "_decode_kernel")
+    bfloat16_cache, _ = named(compiled, "_decode_kernel")
 
     assert "cp.async.cg.shared.global" in bfloat16_cache["ptx"]
-
-
-@pytest.mark.timeout(300)
-def test_decode_fetches_keys_before_it_waits_where_its_tiles_say_so(
-    compiled: list[dict[str, Any]],
-) -> None:
-    *others, prefetching = (launch["ptx"] for launch in named(compiled, "_decode_kernel"))
-
-    assert 0 < prefetching.rindex("prefetch.global.L2") < prefetching.index("griddepcontrol.wait")
-    assert not any("prefetch" in ptx for ptx in others)

@@ -52,7 +52,7 @@ def test_a_measured_choice_holds_up_to_its_batch_size() -> None:
 
 
 def test_a_new_choice_replaces_that_of_its_batch_size_alone() -> None:
-    other = replace(MEASURED, prefetch_keys=128)
+    other = replace(MEASURED, min_split_keys=1024)
     table = AttentionTable([(LLAMA, 8, MEASURED), (LLAMA, 16, MEASURED)])
 
     table.put_decode(LLAMA, 16, other)

@@ -1,40 +1,15 @@
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
-import triton
-import triton.language as tl
 
 from attention_cases import FP8, Case, make_case, relative_error
-from quire_engine.kernels.gpu.attention_tiles import (
-    AttentionTable,
-    Heads,
-    default_decode_tiles,
-)
-from quire_engine.kernels.gpu.decode_attention import decode_attention, first_keys
+from quire_engine.kernels.gpu.decode_attention import decode_attention
 from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
 
 ERRORS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-def make_plan(
-    case: Case,
-    window: int | None = None,
-    batch_invariant: bool = False,
-    tiles: dict[str, Any] | None = None,
-) -> DecodePlan:
+def make_plan(case: Case, window: int | None = None, batch_invariant: bool = False) -> DecodePlan:
     _, num_heads, head_dim = case.q_THD.shape
-    table = None
-    if tiles is not None:
-        heads = Heads(
-            num_heads=num_heads,
-            num_kv_heads=case.k_cache.shape[2],
-            head_dim=head_dim,
-            kv_bytes=case.k_cache.dtype.itemsize,
-        )
-        default = default_decode_tiles(heads, len(case.rows))
-        table = AttentionTable([(heads, len(case.rows), replace(default, **tiles))])
     return DecodePlan(
         max_batch=len(case.rows),
         num_heads=num_heads,
@@ -45,7 +20,6 @@ def make_plan(
         kv_dtype=case.k_cache.dtype,
         window=window,
         batch_invariant=batch_invariant,
-        table=table,
     )
 
 
@@ -65,59 +39,6 @@ def decode(case: Case, plan: DecodePlan) -> torch.Tensor:
         v_scale=case.v_scale,
     )
     return out_BHD
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _copy_first_keys(  # type: ignore[no-untyped-def]
-    table_ptr, k_ptr, v_ptr, out_ptr, row, head, start, end, strides, NUM_KEYS: tl.constexpr
-):
-    """Copy what `first_keys` says: the first number of each key, then that of each value."""
-    cache = (table_ptr, k_ptr, v_ptr, strides)
-    k, v = first_keys(cache, row, head, start, end, 16, NUM_KEYS)
-    n = tl.arange(0, NUM_KEYS)
-    tl.store(out_ptr + n, tl.load(k))
-    tl.store(out_ptr + NUM_KEYS + n, tl.load(v))
-
-
-@pytest.mark.parametrize(("start", "end"), [(0, 5), (32, 96), (90, 150), (149, 150)])
-def test_what_is_fetched_ahead_are_the_first_keys_and_values_of_an_item(
-    device: str, start: int, end: int
-) -> None:
-    case = make_case(device, seq_lens=[40, 150])
-    row, head = case.rows[1], 1
-    found = torch.empty(2, 64, device=device)
-    strides = (case.block_table_RM.stride(0), *case.k_cache.stride()[:3])
-
-    _copy_first_keys[(1,)](
-        case.block_table_RM,
-        case.k_cache,
-        case.v_cache,
-        found,
-        row,
-        head,
-        start,
-        end,
-        strides,
-        NUM_KEYS=64,
-    )
-
-    for cache, numbers in zip((case.k_cache, case.v_cache), found, strict=True):
-        keys = [min(start + n, end - 1) for n in range(64)]
-        blocks = case.block_table_RM[row, [key // 16 for key in keys]].long()
-        expected = cache[blocks, [key % 16 for key in keys], head, 0]
-        assert torch.equal(numbers, expected)
-
-
-@pytest.mark.parametrize(
-    "tiles", [{"prefetch_keys": 64}, {"prefetch_keys": 256}, {"starts_early": False}]
-)
-def test_when_a_program_starts_and_what_it_fetches_ahead_change_nothing(
-    device: str, tiles: dict[str, Any]
-) -> None:
-    case = make_case(device, seq_lens=[40, 700, 0], head_dim=128, dtype=torch.float16)
-    plain = decode(case, make_plan(case))
-
-    assert torch.equal(decode(case, make_plan(case, tiles=tiles)), plain)
 
 
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])

@@ -16,7 +16,6 @@ from quire_engine.kernels.gpu.tune_decode import (
     DecodeChoice,
     loop_candidates,
     split_candidates,
-    start_candidates,
     tune,
 )
 
@@ -37,14 +36,12 @@ def test_candidates_differ_and_fit_the_gpu(kv_bytes: int) -> None:
     for found in (
         list(split_candidates(default)),
         list(loop_candidates(default, heads)),
-        list(start_candidates(default)),
     ):
         assert len(set(found)) == len(found) >= 6
         for tiles in found:
             assert tiles.programs_per_processor <= MAX_PROGRAMS
             staged = 2 * tiles.block_n * heads.line_bytes * tiles.num_stages
             assert staged <= HOPPER_SHARED_BYTES
-            assert tiles.starts_early or not tiles.prefetch_keys
 
 
 def test_what_is_best_of_each_kind_comes_together(device: str) -> None:
@@ -59,7 +56,6 @@ def test_what_is_best_of_each_kind_comes_together(device: str) -> None:
             tiles.min_split_keys == 128,
             tiles.block_n == 32,
             tiles.num_warps == 2,
-            tiles.prefetch_keys == 256,
         )
         return 10.0 - sum(wanted)
 
@@ -74,15 +70,15 @@ def test_what_is_best_of_each_kind_comes_together(device: str) -> None:
 
     best = table.decode(SMALL, 8)
     assert (best.programs_per_processor, best.min_split_keys) == (2, 128)
-    assert (best.block_n, best.num_warps, best.prefetch_keys) == (32, 2, 256)
-    assert len(compiled) == 4
+    assert (best.block_n, best.num_warps) == (32, 2)
+    assert len(compiled) == 3
 
 
 def test_attention_is_compared_with_the_reference(device: str) -> None:
     table = AttentionTable()
     choice = make_choice(device, table)
 
-    assert 0 < choice.error(replace(choice.get(), prefetch_keys=64)) < 1
+    assert 0 < choice.error(replace(choice.get(), min_split_keys=64)) < 1
     assert table.decode(SMALL, 8) == default_decode_tiles(SMALL, 8)
 
 
