@@ -1,6 +1,7 @@
 """Runs batches of requests on a core in this process."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -52,11 +53,9 @@ class OfflineEngine:
         prompts = self._tokenized(requests)
         added: dict[str, Prompt] = {}
         try:
-            sequences = self._add(requests, prompts, added)
-            for sequence in sequences:
-                self.core.add(sequence)
+            sequences = deque(self.core.in_order(self._add(requests, prompts, added)))
             with deferred_interrupts() as check_interrupt:
-                outputs = self._drive(added, on_finished, check_interrupt)
+                outputs = self._drive(sequences, added, on_finished, check_interrupt)
         except BaseException:
             self.core.abort(self.processor.abort(added))
             raise
@@ -106,6 +105,7 @@ class OfflineEngine:
 
     def _drive(
         self,
+        sequences: deque[NewSequence],
         added: dict[str, Prompt],
         on_finished: Callable[[RequestOutput], None],
         check_interrupt: Callable[[], None],
@@ -114,6 +114,7 @@ class OfflineEngine:
         outputs: dict[str, RequestOutput] = {}
         while len(outputs) < len(added):
             check_interrupt()
+            self.core.add_while_needed(sequences)
             computed = self.core.step()
             for listener in self.listeners:
                 listener(computed)

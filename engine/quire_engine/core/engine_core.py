@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 
 from quire_engine.config import EngineConfig
@@ -116,6 +116,23 @@ class EngineCore:
             QueueFullError: `max_num_queued_reqs` are waiting already.
         """
         self._scheduler.add(new)
+
+    def add_while_needed(self, sequences: deque[NewSequence]) -> None:
+        """Queue sequences from the left until the next steps have all they can compute.
+
+        Hashing a prompt takes time, in which the GPU would wait for the first step of a large
+        batch; called before each step, this leaves most of it to when others are computed.
+
+        Raises:
+            QuireError: as `add`; the sequence is still there.
+        """
+        while sequences and not self._scheduler.fills_steps(self._runner.max_num_in_flight):
+            self._scheduler.add(sequences[0])
+            sequences.popleft()
+
+    def in_order(self, sequences: Iterable[NewSequence]) -> list[NewSequence]:
+        """Return sequences in the order in which the core starts them."""
+        return self._scheduler.in_order(sequences)
 
     def abort(self, seq_ids: Collection[int]) -> None:
         """Forget sequences and free their blocks; unknown ids are ignored. No output follows."""

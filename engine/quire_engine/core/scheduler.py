@@ -92,6 +92,14 @@ class Scheduler:
     def num_waiting(self) -> int:
         return len(self._waiting) + len(self._held)
 
+    def fills_steps(self, num_steps: int) -> bool:
+        """Tell whether so many steps can compute no more prompt tokens than wait already."""
+        return self._num_waiting_tokens >= num_steps * self._max_num_prompt_tokens
+
+    def in_order(self, sequences: Iterable[NewSequence]) -> list[NewSequence]:
+        """Return sequences in the order in which they would be started."""
+        return sorted(sequences, key=self._key_of)
+
     def add(self, new: NewSequence) -> None:
         """Queue a sequence.
 

@@ -1,6 +1,7 @@
 """What a frontend sees: ends, refusals, cache hits, failures, figures."""
 
 import logging
+from collections import deque
 from typing import Any
 
 import pytest
@@ -252,3 +253,30 @@ def test_a_prompt_that_fills_a_step_is_not_cut_because_others_decode() -> None:
 
     assert [output.seq_id for output in listener.step()] == [0, 1]
     assert [output.seq_id for output in listener.step()] == [0, 2]
+
+
+def test_sequences_are_queued_as_steps_can_compute_them() -> None:
+    listener = Listener(new_core(budget=64))
+    sequences = [new_sequence(seq_id, tokens(20, first=seq_id)) for seq_id in range(10)]
+    left = deque(sequences)
+
+    listener.core.add_while_needed(left)
+    assert len(left) == 6, "four of twenty tokens fill a step of 64"
+
+    while left or listener.core.has_work:
+        listener.core.add_while_needed(left)
+        listener.step()
+    for new in sequences:
+        assert listener.heard[new.seq_id].token_ids == expected_tokens(new)
+
+
+def test_sequences_are_told_the_order_in_which_they_start() -> None:
+    late, urgent, early = (
+        new_sequence(0, PROMPT, arrival_s=9.0),
+        new_sequence(1, PROMPT, arrival_s=9.0, priority=-1),
+        new_sequence(2, PROMPT, arrival_s=1.0),
+    )
+
+    assert new_core().in_order([late, urgent, early]) == [urgent, early, late]
+    fcfs = new_core(scheduling_policy="fcfs")
+    assert fcfs.in_order([late, urgent, early]) == [early, late, urgent]
