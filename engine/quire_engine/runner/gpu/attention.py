@@ -7,11 +7,15 @@ Legend: T tokens, B single tokens, S lines that are sampled from, H query heads,
 D head dim, I tiles.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 
 from quire_engine.kernels.gpu.decode_attention import decode_attention
 from quire_engine.kernels.gpu.decode_attention_plan import DecodePlan
 from quire_engine.kernels.gpu.fresh_attention import (
+    MULTIPLE,
     FreshBatch,
     FreshShape,
     cut_fresh,
@@ -68,26 +72,35 @@ class GpuAttention:
         self._num_decodes = 0
         self._tiles_I4: torch.Tensor | None = None
         self._fresh: list[FreshBatch] = []
-        self._fresh_shapes: frozenset[FreshShape] = frozenset()
-        if not batch_invariant and set(self._windows) == {None}:
-            self._fresh_shapes = plan_fresh(
-                max_num_tokens,
-                inputs.max_num_seqs,
-                num_heads=spec.num_heads,
-                num_kv_heads=spec.num_kv_heads,
-                head_dim=spec.head_dim,
-                dtype=cache.dtype,
-                device=device,
-            )
+        self._takes_fresh = not batch_invariant and set(self._windows) == {None}
+        self._plan_fresh = partial(
+            plan_fresh,
+            max_num_tokens,
+            inputs.max_num_seqs,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            dtype=cache.dtype,
+            device=device,
+        )
 
     def stage(self, layout: StepLayout, staging: Staging) -> None:
         """Add what the chunks of a step need to its staging copy."""
         self._tiles_I4, self._fresh = None, []
         if layout.num_decodes == layout.num_slots:
             return
-        self._fresh, rest = cut_fresh(_chunks(layout), self._fresh_shapes)
+        chunks = _chunks(layout)
+        self._fresh, rest = cut_fresh(chunks, self._fresh_shapes(chunks))
         if rest:
             self._tiles_I4 = staging.put(cut_prefill_tiles(rest, self._tile_tokens))
+
+    def _fresh_shapes(self, chunks: Sequence[PrefillChunk]) -> frozenset[FreshShape]:
+        """Return the shapes that cuDNN has planned, once a chunk is not much shorter than all.
+
+        Warming up has such a step, after others whose kernels are compiled in the meantime.
+        """
+        longest = max(chunk.num_tokens for chunk in chunks)
+        return self._plan_fresh() if self._takes_fresh and longest >= MULTIPLE // 2 else frozenset()
 
     def plan(self, num_decodes: int) -> None:
         """Plan the single tokens of a step, on the GPU."""

@@ -33,6 +33,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> set[FreshBatch]:
         fresh_attention(heads_TXD, out_THD, batch, **options)
 
     monkeypatch.setattr(attention, "plan_fresh", lambda *_, **__: SHAPES)
+    monkeypatch.setattr(attention, "MULTIPLE", 32)
     monkeypatch.setattr(attention, "fresh_attention", attend)
     return noted
 
