@@ -18,7 +18,8 @@ ROWS_AT_ONCE = 4096
 
 def quantize_by_row(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a weight's e4m3 numbers, and the scale (O,) of each of its rows."""
-    scale_O = (weight_OI.abs().amax(1).float() / FP8_MAX).clamp_min(SMALLEST_SCALE)
+    # A GPU divides by a number as by its inverse, a CPU does not, and both should find the same.
+    scale_O = (weight_OI.abs().amax(1).float() * (1 / FP8_MAX)).clamp_min(SMALLEST_SCALE)
     numbers_OI = torch.empty_like(weight_OI, dtype=FP8)
     # In parts, so that float32 copies of large weights do not fill the memory.
     for start in range(0, weight_OI.shape[0], ROWS_AT_ONCE):

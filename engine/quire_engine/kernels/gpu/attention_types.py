@@ -10,6 +10,11 @@ LOG2_E = 1.4426950408889634
 NO_SCORE = tl.constexpr(-1e30)
 """Score of a hidden key: finite, so that rows without any key give no NaN."""
 
+NO_TOP = tl.constexpr(-1e20)
+"""Top score of a row that saw no key yet: far above a hidden key's, whose weight is 0 then. Were it
+the same, that weight would be 2 to the rounding error of a number as large, which may be anything:
+products and differences are fused on a GPU."""
+
 HALF_MAX = tl.constexpr(65504.0)
 
 

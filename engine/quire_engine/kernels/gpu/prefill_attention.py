@@ -21,6 +21,7 @@ from quire_engine.kernels.gpu.attention_tiles import (
 from quire_engine.kernels.gpu.attention_types import (
     LOG2_E,
     NO_SCORE,
+    NO_TOP,
     dot_dtype,
     load_lines,
     to_dot_dtype,
@@ -156,7 +157,7 @@ def _prefill_kernel(
     table = table_ptr + row * table_stride_r
     k_head = k_ptr + head * kv_stride_n
     v_head = v_ptr + head * kv_stride_n
-    top = tl.full((BLOCK_M,), NO_SCORE, tl.float32)
+    top = tl.full((BLOCK_M,), NO_TOP, tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, HEAD_PADDED), tl.float32)
     end = first_position + num_tokens

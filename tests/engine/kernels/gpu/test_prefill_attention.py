@@ -1,9 +1,12 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
 from attention_cases import FP8, Case, make_case, relative_error
+from quire_engine.kernels.gpu.attention_types import LOG2_E, NO_SCORE, NO_TOP
 from quire_engine.kernels.gpu.prefill_attention import prefill_attention, prefill_tile_tokens
 from quire_engine.kernels.gpu.prefill_attention_tiles import PrefillChunk, cut_prefill_tiles
 
@@ -85,6 +88,19 @@ def test_a_window_hides_older_keys(device: str, window: int) -> None:
     case = make_case(device, seq_lens=[3, 99, 300], query_lens=[3, 99, 250])
 
     assert relative_error(prefill(case, window), case.expected(window)) < 1e-5
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("top", [NO_TOP.value, -1000.0, 0.0, 1000.0])
+def test_a_hidden_key_weighs_nothing_where_products_and_differences_are_fused(
+    head_dim: int, top: float
+) -> None:
+    scale = np.float32(head_dim**-0.5 * LOG2_E)
+    rounded = Fraction(float(np.float32(top) * scale))
+
+    exponent = Fraction(NO_SCORE.value) * Fraction(float(scale)) - rounded
+
+    assert exponent < -200, "2 to that is 0 in float32"
 
 
 @pytest.mark.gpu  # numpy, which interprets the products, has other bits for other shapes

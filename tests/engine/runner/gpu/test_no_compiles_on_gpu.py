@@ -27,7 +27,7 @@ def test_no_kernel_is_compiled_after_ready(name: str, tmp_path: Path) -> None:
         tmp_path,
         model,
         eos_token_ids=EOS,
-        num_gpu_blocks_override=2000,  # few enough for preemption,
+        num_gpu_blocks_override=1200,  # few enough for preemption,
         watermark=0.0,  # which nothing is kept back to avoid
         max_model_len=9216,
         **options,
