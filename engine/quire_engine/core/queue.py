@@ -1,6 +1,6 @@
 """Sequences that wait: in order, or held until another has computed what they share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 
 from quire_engine.core.sequence import Key, Sequence, State
@@ -94,3 +94,67 @@ class HeldSequences:
         return {
             leader: min(needed for needed, _ in held) for leader, held in self._by_leader.items()
         }
+
+
+class SequenceQueue:
+    """All sequences that do not run, and the prompt tokens that they are expected to compute."""
+
+    def __init__(self) -> None:
+        self._waiting, self._held = WaitingQueue(), HeldSequences()
+        self.num_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._held)
+
+    @property
+    def num_held(self) -> int:
+        return len(self._held)
+
+    @property
+    def has_first(self) -> bool:
+        """Whether one waits that is not held."""
+        return len(self._waiting) > 0
+
+    def push(self, sequence: Sequence, *, num_expected_tokens: int) -> None:
+        sequence.num_expected_tokens = num_expected_tokens
+        self.num_tokens += num_expected_tokens
+        self._waiting.push(sequence)
+
+    def first(self) -> Sequence:
+        """Return the first sequence that is not held; there must be one."""
+        return self._waiting.peek()
+
+    def pop(self) -> None:
+        """Take the first sequence out."""
+        self.num_tokens -= self._waiting.pop().num_expected_tokens
+
+    def remove(self, sequence: Sequence) -> None:
+        if sequence.state is State.HELD:
+            self._held.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        self.num_tokens -= sequence.num_expected_tokens
+
+    def hold_first(self, leader: Sequence, num_blocks: int) -> None:
+        """Hold the first sequence until its leader has `num_blocks` computed blocks."""
+        self._held.hold(self._waiting.pop(), leader, num_blocks)
+
+    def let_go(self, leader: Sequence, num_blocks: int | None = None) -> None:
+        """Let those wait in order that need their leader no longer; all when it leaves (None)."""
+        if self._held:
+            for sequence in self._held.let_go(leader, num_blocks):
+                self._waiting.push(sequence)
+
+    def check(self, sequences: Mapping[int, Sequence]) -> None:
+        """Raise AssertionError unless this queue has what does not run of all sequences."""
+        others = {i: one for i, one in sequences.items() if one.state is not State.RUNNING}
+        waiting = {i for i, one in others.items() if one.state is State.WAITING}
+        assert waiting == {one.seq_id for one in self._waiting}, "a waiting one got lost"
+        assert len(others) == len(self), "a held one got lost"
+        for leader, num_blocks in self._held.leaders().items():
+            is_running = leader in sequences and leader not in others
+            assert is_running, f"sequence {leader} is waited for and does not run"
+            computed = sequences[leader].num_stored_blocks
+            assert computed < num_blocks, f"sequence {leader} is waited for without need"
+        expected = sum(one.num_expected_tokens for one in others.values())
+        assert expected == self.num_tokens, "waiting tokens are miscounted"

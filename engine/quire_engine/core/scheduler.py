@@ -31,7 +31,7 @@ from quire_engine.core.chunking import PrefillDemand
 from quire_engine.core.kv_cache import KvCache
 from quire_engine.core.messages import CoreStats, NewSequence, SequenceOutput
 from quire_engine.core.prompt_length import check_prompt_length
-from quire_engine.core.queue import HeldSequences, WaitingQueue
+from quire_engine.core.queue import SequenceQueue
 from quire_engine.core.sequence import Key, Sequence, State
 from quire_engine.core.sequence_output import describe_failure, describe_token
 from quire_engine.errors import InvalidRequestError, QueueFullError
@@ -71,13 +71,11 @@ class Scheduler:
         self._running: list[Sequence] = []  # by key
         self._prefills: list[Sequence] = []  # those of the last step
         self._num_decodes = 0
-        self._waiting = WaitingQueue()
-        self._held = HeldSequences()
+        self._queue = SequenceQueue()
         self._dropped: list[int] = []
         self._blocked: tuple[Sequence, int] | None = None
         """The head that did not fit, and how many blocks were free."""
         self._has_just_preempted = False
-        self._num_waiting_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -88,13 +86,9 @@ class Scheduler:
         """Decodes of the step that was planned last."""
         return self._num_decodes
 
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting) + len(self._held)
-
     def fills_steps(self, num_steps: int) -> bool:
         """Tell whether so many steps can compute no more prompt tokens than wait already."""
-        return self._num_waiting_tokens >= num_steps * self._max_num_prompt_tokens
+        return self._queue.num_tokens >= num_steps * self._max_num_prompt_tokens
 
     def in_order(self, sequences: Iterable[NewSequence]) -> list[NewSequence]:
         """Return sequences in the order in which they would be started."""
@@ -117,7 +111,7 @@ class Scheduler:
         )
         num_cached = len(self._cache.find_prefix(sequence)) * self._cache.block_size
         self._sequences[new.seq_id] = sequence
-        self._enqueue(sequence, num_expected_tokens=sequence.num_tokens - num_cached)
+        self._queue.push(sequence, num_expected_tokens=sequence.num_tokens - num_cached)
 
     def abort(self, seq_ids: Iterable[int]) -> None:
         """Forget sequences and free their blocks; unknown ids are ignored."""
@@ -196,11 +190,11 @@ class Scheduler:
         """Bring the gauges up to date and return the statistics, the scheduler's own copy."""
         stats = self.stats
         stats.num_running = len(self._running)
-        stats.num_waiting = self.num_waiting
-        stats.num_held = len(self._held)
+        stats.num_waiting = len(self._queue)
+        stats.num_held = self._queue.num_held
         stats.waits_for = self._waits_for()
         stats.num_used_blocks = self._cache.pool.num_used
-        stats.num_waiting_uncached_tokens = self._num_waiting_tokens + sum(
+        stats.num_waiting_uncached_tokens = self._queue.num_tokens + sum(
             sequence.num_unscheduled_tokens
             for sequence in self._prefills
             if sequence.state is State.RUNNING and sequence.num_unscheduled_tokens > 1
@@ -209,7 +203,7 @@ class Scheduler:
 
     def _waits_for(self) -> str:
         """Return what the head of the queue lacks; empty when nobody waits."""
-        if not self._waiting:
+        if not self._queue.has_first:
             return ""
         if self._blocked is not None or self._has_just_preempted:
             return "kv_space"
@@ -220,22 +214,9 @@ class Scheduler:
         self._cache.check(self._running)
         keys = [sequence.key for sequence in self._running]
         assert keys == sorted(keys), "running sequences are out of order"
-        states = {seq_id: sequence.state for seq_id, sequence in self._sequences.items()}
-        running = {seq_id for seq_id, state in states.items() if state is State.RUNNING}
-        assert running == {sequence.seq_id for sequence in self._running}, "a sequence got lost"
-        waiting = {seq_id for seq_id, state in states.items() if state is State.WAITING}
-        assert waiting == {sequence.seq_id for sequence in self._waiting}, "a waiting one got lost"
-        assert len(states) == len(self._running) + self.num_waiting, "a held one got lost"
-        for leader, num_blocks in self._held.leaders().items():
-            assert leader in running, f"sequence {leader} is waited for and does not run"
-            computed = self._sequences[leader].num_stored_blocks
-            assert computed < num_blocks, f"sequence {leader} is waited for without need"
-        expected = sum(
-            sequence.num_expected_tokens
-            for sequence in self._sequences.values()
-            if sequence.state is not State.RUNNING
-        )
-        assert expected == self._num_waiting_tokens, "waiting tokens are miscounted"
+        found = {i for i, one in self._sequences.items() if one.state is State.RUNNING}
+        assert found == {sequence.seq_id for sequence in self._running}, "a sequence got lost"
+        self._queue.check(self._sequences)
 
     # Arrival
 
@@ -246,23 +227,14 @@ class Scheduler:
         if self._max_num_queued is not None:
             # Those that the next step will take up do not count as waiting.
             num_seats = 0 if self._blocked else self.max_num_seqs - len(self._running)
-            if self.num_waiting - num_seats >= self._max_num_queued:
-                raise QueueFullError(self.num_waiting, self._max_num_queued)
+            if len(self._queue) - num_seats >= self._max_num_queued:
+                raise QueueFullError(len(self._queue), self._max_num_queued)
 
     def _key_of(self, new: NewSequence) -> Key:
         return (0 if self._is_fcfs else new.priority, new.arrival_s, new.seq_id)
 
-    def _enqueue(self, sequence: Sequence, *, num_expected_tokens: int) -> None:
-        sequence.num_expected_tokens = num_expected_tokens
-        self._num_waiting_tokens += num_expected_tokens
-        self._waiting.push(sequence)
-
     def _leave_queue(self, sequence: Sequence) -> None:
-        if sequence.state is State.HELD:
-            self._held.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
-        self._num_waiting_tokens -= sequence.num_expected_tokens
+        self._queue.remove(sequence)
         if self._blocked is not None and self._blocked[0] is sequence:
             self._blocked = None
 
@@ -300,17 +272,18 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
         sequence.num_lost_tokens = sequence.num_computed_tokens
         self._cache.free(sequence)
-        self._release_held_by(sequence)
+        self._queue.let_go(sequence)
         sequence.num_preemptions += 1
         sequence.prompt_logprobs = []
         self.stats.num_preemptions += 1
         plan.dropped.append(sequence.seq_id)
-        self._enqueue(sequence, num_expected_tokens=sequence.num_tokens)
+        self._queue.push(sequence, num_expected_tokens=sequence.num_tokens)
 
     def _admit(self, plan: StepPlan, demand: PrefillDemand, now_s: float) -> None:
         """Start waiting sequences, in order, while they fit."""
-        while self._waiting and len(self._running) < self.max_num_seqs and demand.has_room:
-            sequence = self._waiting.peek()
+        num_seats = self.max_num_seqs
+        while self._queue.has_first and len(self._running) < num_seats and demand.has_room:
+            sequence = self._queue.first()
             if self._is_still_blocked(sequence):
                 return
             prefix = self._cache.find_prefix(sequence)
@@ -339,15 +312,13 @@ class Scheduler:
                 continue  # waiting for a lesser one would invert priorities
             num_blocks = min(num_usable, sequence.chain.num_shared(leader.chain))
             if num_blocks > max(num_cached_blocks, leader.num_stored_blocks):
-                self._waiting.pop()
-                self._held.hold(sequence, leader, num_blocks)
+                self._queue.hold_first(leader, num_blocks)
                 return True
         return False
 
     def _start(self, sequence: Sequence, prefix: list[int], plan: StepPlan, now_s: float) -> None:
-        self._waiting.pop()
+        self._queue.pop()
         self._blocked = None
-        self._num_waiting_tokens -= sequence.num_expected_tokens
         self._cache.admit(sequence, prefix)
         sequence.state = State.RUNNING
         insort(self._running, sequence, key=_key)
@@ -382,7 +353,7 @@ class Scheduler:
             self.stats.num_prompt_tokens += min(num_tokens, num_prompt_left)
         sequence.num_computed_tokens += num_tokens
         self._cache.store_computed(sequence)
-        self._release_held_by(sequence, sequence.num_stored_blocks)
+        self._queue.let_go(sequence, sequence.num_stored_blocks)
 
     def _append(self, sequence: Sequence, result: StepResult) -> SequenceOutput:
         sequence.token_ids.append(result.token_ids[sequence.seq_id])
@@ -397,15 +368,10 @@ class Scheduler:
         for sequence in sequences:
             sequence.state = State.ENDED
             self._cache.free(sequence)
-            self._release_held_by(sequence)
+            self._queue.let_go(sequence)
             self._dropped.append(sequence.seq_id)
             del self._sequences[sequence.seq_id]
         self._running = [entry for entry in self._running if entry.state is State.RUNNING]
-
-    def _release_held_by(self, leader: Sequence, num_blocks: int | None = None) -> None:
-        if self._held:
-            for sequence in self._held.let_go(leader, num_blocks):
-                self._waiting.push(sequence)
 
 
 def _key(sequence: Sequence) -> Key:
