@@ -118,16 +118,17 @@ class EngineCore:
         self._scheduler.add(new)
 
     def add_while_needed(self, sequences: deque[NewSequence]) -> None:
-        """Queue sequences from the left until the next steps have all they can compute.
+        """Queue sequences from the left until the next steps, or the queue, can take no more.
 
         Hashing a prompt takes time, in which the GPU would wait for the first step of a large
         batch; called before each step, this leaves most of it to when others are computed.
 
         Raises:
-            QuireError: as `add`; the sequence is still there.
+            InvalidRequestError: as `add`; the sequence is still there.
         """
-        while sequences and not self._scheduler.fills_steps(self._runner.max_num_in_flight):
-            self._scheduler.add(sequences[0])
+        scheduler, num_steps = self._scheduler, self._runner.max_num_in_flight
+        while sequences and not (scheduler.fills_steps(num_steps) or scheduler.has_full_queue):
+            scheduler.add(sequences[0])
             sequences.popleft()
 
     def in_order(self, sequences: Iterable[NewSequence]) -> list[NewSequence]:

@@ -86,6 +86,14 @@ class Scheduler:
         """Decodes of the step that was planned last."""
         return self._num_decodes
 
+    @property
+    def has_full_queue(self) -> bool:
+        """Whether as many wait as may; those that the next step will take up do not count."""
+        if self._max_num_queued is None:
+            return False
+        num_seats = 0 if self._blocked else self.max_num_seqs - len(self._running)
+        return len(self._queue) - num_seats >= self._max_num_queued
+
     def fills_steps(self, num_steps: int) -> bool:
         """Tell whether so many steps can compute no more prompt tokens than wait already."""
         return self._queue.num_tokens >= num_steps * self._max_num_prompt_tokens
@@ -224,11 +232,8 @@ class Scheduler:
         if new.seq_id in self._sequences:
             raise InvalidRequestError(f"sequence id {new.seq_id} is in use")
         check_prompt_length(len(new.prompt_token_ids), self._max_model_len, self._cache)
-        if self._max_num_queued is not None:
-            # Those that the next step will take up do not count as waiting.
-            num_seats = 0 if self._blocked else self.max_num_seqs - len(self._running)
-            if len(self._queue) - num_seats >= self._max_num_queued:
-                raise QueueFullError(len(self._queue), self._max_num_queued)
+        if self._max_num_queued is not None and self.has_full_queue:
+            raise QueueFullError(len(self._queue), self._max_num_queued)
 
     def _key_of(self, new: NewSequence) -> Key:
         return (0 if self._is_fcfs else new.priority, new.arrival_s, new.seq_id)

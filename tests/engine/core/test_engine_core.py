@@ -270,6 +270,20 @@ def test_sequences_are_queued_as_steps_can_compute_them() -> None:
         assert listener.heard[new.seq_id].token_ids == expected_tokens(new)
 
 
+def test_a_full_queue_delays_what_is_queued_as_needed_and_refuses_nothing() -> None:
+    listener = Listener(new_core(max_num_seqs=2, max_num_queued_reqs=1))
+    left = deque(new_sequence(seq_id, tokens(4, first=seq_id)) for seq_id in range(6))
+
+    listener.core.add_while_needed(left)
+    assert len(left) == 3, "two can start, and one may wait"
+
+    while left or listener.core.has_work:
+        listener.core.add_while_needed(left)
+        listener.step()
+    assert all(heard.finish_reason is FinishReason.LENGTH for heard in listener.heard.values())
+    assert len(listener.heard) == 6
+
+
 def test_sequences_are_told_the_order_in_which_they_start() -> None:
     late, urgent, early = (
         new_sequence(0, PROMPT, arrival_s=9.0),
