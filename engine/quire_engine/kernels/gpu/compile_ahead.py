@@ -1,8 +1,7 @@
 """Compiles kernels side by side before they are launched: one after the other they take a minute.
 
 What would be launched is run through once with every launch only noted down; meanwhile several
-threads compile each different one, build what launches it and load it onto the GPU. Little of that
-holds Python's lock.
+threads compile each different one, build what launches it and load it onto the GPU.
 """
 
 import os
