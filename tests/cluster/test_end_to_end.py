@@ -92,11 +92,15 @@ def test_a_router_of_several_processes_takes_over_without_a_failed_request(
             '--patch={"spec": {"router": {"args": ["--workers=2"], "resources": {"cpu": "100m"}}}}',
         )
         local_cluster.wait_until(
-            "only routers of two processes are left",
-            lambda: _num_workers(local_cluster, namespace) == {2},
+            "only routers with the new argument are left",
+            lambda: _have_argument(_router_pods(local_cluster, namespace), "--workers=2"),
             timeout_s=READY_LIMIT_S,
         )
         _wait_ready(local_cluster, namespace)
+        local_cluster.wait_until(
+            "two processes of each router accept requests",
+            lambda: _num_workers(local_cluster, namespace) == {2},
+        )
         num_before = load.num_answered()
         local_cluster.wait_until("two more answers", lambda: load.num_answered() >= num_before + 2)
 
@@ -190,15 +194,23 @@ def _engine_pods(cluster: LocalCluster, namespace: str) -> list[dict[str, Any]]:
     return cluster.items("pod", namespace=namespace, selector=selector)
 
 
-def _num_workers(cluster: LocalCluster, namespace: str) -> set[int]:
-    """Return how many processes accept requests in each router."""
+def _router_pods(cluster: LocalCluster, namespace: str) -> list[dict[str, Any]]:
     selector = f"quire.dev/deployment={NAME},app.kubernetes.io/component=router"
+    return cluster.items("pod", namespace=namespace, selector=selector)
+
+
+def _have_argument(pods: list[dict[str, Any]], argument: str) -> bool:
+    containers = [container for pod in pods for container in pod["spec"]["containers"]]
+    return all(argument in container.get("args", ()) for container in containers)
+
+
+def _num_workers(cluster: LocalCluster, namespace: str) -> set[int]:
+    """Return how many processes accept requests in each router; no pod may be leaving."""
     return {
         cluster.kubectl("logs", pod["metadata"]["name"], f"--namespace={namespace}").count(
             "worker started"
         )
-        for pod in cluster.items("pod", namespace=namespace, selector=selector)
-        if pod["status"]["phase"] == "Running"
+        for pod in _router_pods(cluster, namespace)
     }
 
 
