@@ -91,8 +91,8 @@ class Scheduler:
         """Whether as many wait as may; those that the next step will take up do not count."""
         if self._max_num_queued is None:
             return False
-        num_seats = 0 if self._blocked else self.max_num_seqs - len(self._running)
-        return len(self._queue) - num_seats >= self._max_num_queued
+        num_free = 0 if self._blocked else self.max_num_seqs - len(self._running)
+        return len(self._queue) - num_free >= self._max_num_queued
 
     def fills_steps(self, num_steps: int) -> bool:
         """Tell whether so many steps can compute no more prompt tokens than wait already."""
