@@ -98,7 +98,7 @@ def test_a_router_of_several_processes_takes_over_without_a_failed_request(
         )
         _wait_ready(local_cluster, namespace)
         local_cluster.wait_until(
-            "two processes of each router accept requests",
+            "each router has started two processes",
             lambda: _num_workers(local_cluster, namespace) == {2},
         )
         num_before = load.num_answered()
@@ -205,7 +205,7 @@ def _have_argument(pods: list[dict[str, Any]], argument: str) -> bool:
 
 
 def _num_workers(cluster: LocalCluster, namespace: str) -> set[int]:
-    """Return how many processes accept requests in each router; no pod may be leaving."""
+    """Return how many processes each router has started; no pod may be leaving."""
     return {
         cluster.kubectl("logs", pod["metadata"]["name"], f"--namespace={namespace}").count(
             "worker started"
