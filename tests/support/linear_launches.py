@@ -11,10 +11,13 @@ from dataclasses import asdict, replace
 import torch
 
 from hopper_compiler import Compiled, recorded_launches
+from quire_engine.kernels.gpu.linear import GemvParts
 from quire_engine.kernels.gpu.linear_gemv import gemv
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.qkv import rotated_gemv
 from quire_engine.kernels.gpu.quantize import quantize_rows
+from quire_engine.kernels.gpu.rotary import CacheLayer
 from quire_engine.kernels.gpu.tables import (
     MANY_ROWS_8_BIT,
     Product,
@@ -49,6 +52,24 @@ def launch_gemv(dtype: torch.dtype, *, prefetch: int = 0) -> None:
     )
 
 
+def launch_rotated_gemv(dtype: torch.dtype) -> None:
+    """Run the GEMV that turns queries and keys, as a layer of one row begins."""
+    weight = _empty(6144, HIDDEN, dtype=dtype)
+    scale = _empty(6144, dtype=torch.float32) if dtype.itemsize == 1 else None
+    product = Product(num_inputs=HIDDEN, num_rows=6144, element_bytes=dtype.itemsize)
+    cache = CacheLayer(_empty(8, 16, 8, 128), _empty(8, 16, 8, 128))
+    rotated_gemv(
+        _empty(HIDDEN),
+        GemvParts(weight, default_gemv(product), scale=scale),
+        Norm(_empty(HIDDEN), 1e-5),
+        _empty(6144),
+        _empty(1, dtype=torch.int32),
+        _empty(1, dtype=torch.int64),
+        _empty(8192, 128),
+        cache,
+    )
+
+
 def launch_skinny(num_tokens: int, tiles: SkinnyTiles | None = None) -> None:
     """Run a product that is added to the residual, as an MLP of some rows ends."""
     tiles = tiles or default_skinny(Product(num_inputs=WIDTH, num_rows=HIDDEN), num_tokens)
@@ -73,6 +94,8 @@ def launches() -> Iterator[Compiled]:
         launch_gemv(torch.bfloat16)
         launch_gemv(torch.bfloat16, prefetch=2048)
         launch_gemv(torch.float8_e4m3fn)
+        launch_rotated_gemv(torch.bfloat16)
+        launch_rotated_gemv(torch.float8_e4m3fn)
         launch_skinny(16)
         launch_skinny(64)
         launch_blocks()

@@ -3,6 +3,8 @@
 Legend: T tokens, E hidden size, I inputs, O outputs, H half of O.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from quire_engine.kernels.gpu.activation import silu_mul
@@ -12,6 +14,16 @@ from quire_engine.kernels.gpu.linear_weights import LinearWeight, PlainWeight, Q
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import Fp8Weight
 from quire_engine.kernels.gpu.tables import LibraryTable, Product, Tiles, TileTable, shipped_table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GemvParts:
+    """A weight (O, I), its scales and bias, and the tiles that suit it."""
+
+    weight_OI: torch.Tensor
+    tiles: GemvTiles
+    scale: torch.Tensor | None = None
+    bias_O: torch.Tensor | None = None
 
 
 class GpuLinear:
@@ -83,6 +95,14 @@ class GpuLinear:
             silu_mul(y_TO, out_TH)
         else:
             self._run(tiles, x_TI, out_TH, norm=norm, gated=True)
+
+    def gemv_parts(self, num_tokens: int) -> GemvParts | None:
+        """Return what a GEMV with an end of its own needs; None where rows take another way."""
+        tiles = self._choose(num_tokens)
+        if not isinstance(tiles, GemvTiles):
+            return None
+        weight = self._weight
+        return GemvParts(weight.numbers_OI, tiles, scale=weight.scale, bias_O=self._bias_O)
 
     def _choose(self, num_tokens: int, *, gated: bool = False) -> Tiles | None:
         if self._batch_invariant:

@@ -111,7 +111,7 @@ def _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH: tl.constexpr, SCALE_DI
 
 
 @triton.jit
-def _total(
+def total_of_rows(
     acc,
     factor,
     scale_ptr,
@@ -130,6 +130,80 @@ def _total(
     if HAS_BIAS:
         y += tl.load(bias_ptr, mask=mask, other=0).to(tl.float32)
     return y
+
+
+@triton.jit
+def multiply_rows(
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    scale_ptr,
+    o,
+    num_apart,
+    exists,
+    eps,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    SCALE_DIMS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Multiply rows `o` of the weight, and if PAIRED those `num_apart` further on, with x.
+
+    Returns the products of both, not yet added up, and the factor of the norm. The kernel ahead is
+    waited for between the first weights and x.
+    """
+    ROWS: tl.constexpr = o.shape[0]
+    i = tl.arange(0, BLOCK)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    is_row = exists[:, None]
+    w = w_ptr + o[:, None].to(tl.int64) * WIDTH + i[None, :]
+    pair_offset = tl.cast(num_apart, tl.int64) * WIDTH
+    tile = load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
+    if PAIRED:
+        pair_tile = load_weight(w + pair_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
+    if PREFETCH > 0:
+        rest = w_ptr + o[:, None].to(tl.int64) * WIDTH + BLOCK
+        prefetch_rows(rest, PREFETCH, LINE)
+        if PAIRED:
+            prefetch_rows(rest + pair_offset, PREFETCH, LINE)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
+    acc = tl.zeros((ROWS, SUMS), tl.float32)
+    pair_acc = tl.zeros((ROWS, SUMS), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    for start in tl.static_range(0, WIDTH, BLOCK):
+        # The next tile is on its way while this one is multiplied.
+        if start + BLOCK < WIDTH:
+            is_there = is_row & (start + BLOCK + i < WIDTH)[None, :]
+            next_tile = load_weight(w + start + BLOCK, is_there, IS_EVEN)
+            if PAIRED:
+                next_pair = load_weight(w + pair_offset + start + BLOCK, is_there, IS_EVEN)
+        if IS_EVEN:
+            x = tl.load(x_ptr + start + i).to(tl.float32)
+        else:
+            x = tl.load(x_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
+        if HAS_NORM:
+            squares += x * x
+            x *= tl.load(norm_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
+        acc = _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH, SCALE_DIMS)
+        if PAIRED:
+            pair_o = o + num_apart
+            pair_acc = _accumulate(
+                pair_acc, x, pair_tile, scale_ptr, pair_o, start, WIDTH, SCALE_DIMS
+            )
+        if start + BLOCK < WIDTH:
+            tile = next_tile
+            if PAIRED:
+                pair_tile = next_pair
+    factor = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps) if HAS_NORM else 1.0
+    return acc, pair_acc, factor
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -157,55 +231,33 @@ def _gemv_kernel(
 ):
     """Compute ROWS outputs."""
     o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    i = tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    is_row = (o < num_outputs)[:, None]
-    w = w_ptr + o[:, None].to(tl.int64) * WIDTH + i[None, :]
-    up_offset = num_outputs.to(tl.int64) * WIDTH
-    tile = load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
-    if GATED:
-        up_tile = load_weight(w + up_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
-    if PREFETCH > 0:
-        rest = w_ptr + o[:, None].to(tl.int64) * WIDTH + BLOCK
-        prefetch_rows(rest, PREFETCH, LINE)
-        if GATED:
-            prefetch_rows(rest + up_offset, PREFETCH, LINE)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
-    acc = tl.zeros((ROWS, SUMS), tl.float32)
-    up_acc = tl.zeros((ROWS, SUMS), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, WIDTH, BLOCK):
-        # The next tile is on its way while this one is multiplied.
-        if start + BLOCK < WIDTH:
-            is_there = is_row & (start + BLOCK + i < WIDTH)[None, :]
-            next_tile = load_weight(w + start + BLOCK, is_there, IS_EVEN)
-            if GATED:
-                next_up = load_weight(w + up_offset + start + BLOCK, is_there, IS_EVEN)
-        if IS_EVEN:
-            x = tl.load(x_ptr + start + i).to(tl.float32)
-        else:
-            x = tl.load(x_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
-        if HAS_NORM:
-            squares += x * x
-            x *= tl.load(norm_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
-        acc = _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH, SCALE_DIMS)
-        if GATED:
-            up_o = o + num_outputs
-            up_acc = _accumulate(up_acc, x, up_tile, scale_ptr, up_o, start, WIDTH, SCALE_DIMS)
-        if start + BLOCK < WIDTH:
-            tile = next_tile
-            if GATED:
-                up_tile = next_up
+    acc, up_acc, factor = multiply_rows(
+        x_ptr,
+        norm_ptr,
+        w_ptr,
+        scale_ptr,
+        o,
+        num_outputs,
+        o < num_outputs,
+        eps,
+        WIDTH,
+        BLOCK,
+        PREFETCH,
+        LINE,
+        IS_EVEN,
+        SCALE_DIMS,
+        HAS_NORM,
+        GATED,
+        PDL,
+    )
     mask = o < num_outputs
-    factor = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps) if HAS_NORM else 1.0
-    y = _total(acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS)
+    y = total_of_rows(
+        acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS
+    )
     if GATED:
         scale_ptr += num_outputs
         bias_ptr += num_outputs
-        up = _total(
+        up = total_of_rows(
             up_acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS
         )
         y = y * tl.sigmoid(y) * up

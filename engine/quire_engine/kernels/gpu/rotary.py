@@ -156,7 +156,7 @@ def _weighted(x, weight_ptr, mask, is_value):
 
 
 @triton.jit
-def _angles(angles_ptr, half, mask, is_value):
+def angles_at(angles_ptr, half, mask, is_value):
     """Return the cosines and sines of a position; values are not turned."""
     cos = tl.load(angles_ptr, mask=mask, other=0).to(tl.float32)
     sin = tl.load(angles_ptr + half, mask=mask, other=0).to(tl.float32)
@@ -164,13 +164,24 @@ def _angles(angles_ptr, half, mask, is_value):
 
 
 @triton.jit
-def _store(place, y, mask, scale, HAS_SCALE: tl.constexpr, FP8_LIMIT: tl.constexpr):
+def store_as(place, y, mask, scale, HAS_SCALE: tl.constexpr, FP8_LIMIT: tl.constexpr):
     """Store numbers in the type of their place, over a scale if the cache has one."""
     if HAS_SCALE:
         y = y / scale
     if FP8_LIMIT > 0:
         y = tl.clamp(y, -FP8_LIMIT, FP8_LIMIT)
     tl.store(place, y.to(place.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def head_in_cache(
+    k_ptr, v_ptr, slot, h, strides, NUM_KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr
+):
+    """Return where a slot has heads `h`, of which the keys come first and then the values."""
+    is_value = h >= NUM_KV_HEADS
+    head = (h - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
+    place = slot // BLOCK_SIZE * strides[0] + slot % BLOCK_SIZE * strides[1]
+    return tl.where(is_value, v_ptr, k_ptr) + place + head * strides[2]
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -235,22 +246,23 @@ def _rotate_and_store_kernel(
         x2 = _weighted(x2 * scale, norm_ptr + half + a, mask_w, is_value)
         if ROTARY_DIM < HEAD_DIM:
             x3 = _weighted(x3 * scale, norm_ptr + ROTARY_DIM + r, mask_r & is_turned, is_value)
-    cos, sin = _angles(cos_sin_ptr + position * ROTARY_DIM + a, half, a < half, is_value)
+    cos, sin = angles_at(cos_sin_ptr + position * ROTARY_DIM + a, half, a < half, is_value)
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
-    _store(row + a, y1, mask_a & is_turned, 1.0, False, 0.0)
-    _store(row + half + a, y2, mask_a & is_turned, 1.0, False, 0.0)
+    store_as(row + a, y1, mask_a & is_turned, 1.0, False, 0.0)
+    store_as(row + half + a, y2, mask_a & is_turned, 1.0, False, 0.0)
     if ROTARY_DIM < HEAD_DIM and HAS_NORM:
-        _store(row + ROTARY_DIM + r, x3, mask_r & is_turned, 1.0, False, 0.0)
+        store_as(row + ROTARY_DIM + r, x3, mask_r & is_turned, 1.0, False, 0.0)
     end = tl.where(slot >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
     is_stored = (h >= NUM_HEADS) & (h < end)
-    head = (h - NUM_HEADS - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
-    place = slot // BLOCK_SIZE * cache_stride_b + slot % BLOCK_SIZE * cache_stride_s
-    cache = tl.where(is_value, v_cache_ptr, k_cache_ptr) + place + head * cache_stride_n
+    strides = (cache_stride_b, cache_stride_s, cache_stride_n)
+    cache = head_in_cache(
+        k_cache_ptr, v_cache_ptr, slot, h - NUM_HEADS, strides, NUM_KV_HEADS, BLOCK_SIZE
+    )
     scale_kv = 1.0
     if HAS_SCALE:
         scale_kv = tl.where(is_value, tl.load(v_scale_ptr), tl.load(k_scale_ptr))
-    _store(cache + a, y1, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
-    _store(cache + half + a, y2, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
+    store_as(cache + a, y1, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
+    store_as(cache + half + a, y2, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
     if ROTARY_DIM < HEAD_DIM:
-        _store(cache + ROTARY_DIM + r, x3, mask_r & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
+        store_as(cache + ROTARY_DIM + r, x3, mask_r & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)

@@ -17,8 +17,9 @@ from torch.nn import functional
 
 from quire_engine.kernels.gpu.linear import GpuLinear, GpuMlp
 from quire_engine.kernels.gpu.norm import Norm
+from quire_engine.kernels.gpu.qkv import QkvProjection
 from quire_engine.kernels.gpu.quantize import take_weight
-from quire_engine.kernels.gpu.rotary import CacheLayer, make_cos_sin, rotate_and_store
+from quire_engine.kernels.gpu.rotary import CacheLayer, make_cos_sin
 from quire_engine.model.decoder import Weights
 from quire_engine.model.share import Share
 from quire_engine.model.spec import LayerSpec, ModelSpec, RopeSpec
@@ -99,13 +100,16 @@ class GpuDecoderLayer:
         def norm(name: str) -> Norm:
             return Norm(weights.pop(f"{prefix}{name}.weight"), spec.norm_eps)
 
-        self._spec, self._index, self._cos_sin_PR = spec, index, cos_sin_PR
-        self._input_norm, self._mlp_norm = norm("input_norm"), norm("mlp_norm")
-        self._q_norm_D = self._k_norm_D = None
-        if spec.qk_norm:
-            self._q_norm_D = norm("q_norm").weight_E
-            self._k_norm_D = norm("k_norm").weight_E
-        self._qkv, self._out = linear("qkv"), linear("out")
+        self._spec, self._index = spec, index
+        self._qkv = QkvProjection(
+            linear("qkv"),
+            norm("input_norm"),
+            cos_sin_PR,
+            num_heads=spec.num_heads,
+            q_norm=norm("q_norm") if spec.qk_norm else None,
+            k_norm=norm("k_norm") if spec.qk_norm else None,
+        )
+        self._mlp_norm, self._out = norm("mlp_norm"), linear("out")
         self._mlp = GpuMlp(linear("gate_up"), linear("down"), width=spec.intermediate_size)
 
     def attend(self, space: Workspace, num_tokens: int, attend: Attend) -> None:
@@ -136,19 +140,13 @@ class GpuDecoderLayer:
 
     def project(self, space: Workspace, tokens: Tokens, cache: CacheLayer) -> None:
         """Make rotated queries, keys and values of all tokens, and store the latter two."""
-        spec, num_tokens = self._spec, tokens.ids_T.shape[0]
-        qkv_T = space.qkv_T[:num_tokens]
-        self._qkv(space.residual_TE[:num_tokens], qkv_T, norm=self._input_norm)
-        rotate_and_store(
-            qkv_T,
+        num_tokens = tokens.ids_T.shape[0]
+        self._qkv(
+            space.residual_TE[:num_tokens],
+            space.qkv_T[:num_tokens],
             tokens.positions_T,
             tokens.slots_T,
-            self._cos_sin_PR,
             cache,
-            num_heads=spec.num_heads,
-            q_norm_D=self._q_norm_D,
-            k_norm_D=self._k_norm_D,
-            eps=spec.norm_eps,
         )
 
     def _attend(self, heads_T: torch.Tensor, out_T: torch.Tensor, attend: Attend) -> None:
