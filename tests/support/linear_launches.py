@@ -12,7 +12,7 @@ import torch
 
 from hopper_compiler import Compiled, recorded_launches
 from quire_engine.kernels.gpu.linear import GemvParts
-from quire_engine.kernels.gpu.linear_gemv import gemv
+from quire_engine.kernels.gpu.linear_gemv import GemvTiles, gemv
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.qkv import rotated_gemv
@@ -33,19 +33,25 @@ def _empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device=META)
 
 
-def launch_gemv(dtype: torch.dtype, *, prefetch: int = 0) -> None:
+def launch_gemv(dtype: torch.dtype, *, prefetch: int = 0, tensor_cores: bool = False) -> None:
     """Run the gated GEMV behind a norm, as an MLP of one row begins."""
     weight = _empty(2 * WIDTH, HIDDEN, dtype=dtype)
     scale = _empty(2 * WIDTH, dtype=torch.float32) if dtype.itemsize == 1 else None
     product = Product(
-        num_inputs=HIDDEN, num_rows=2 * WIDTH, gated=True, element_bytes=dtype.itemsize
+        num_inputs=HIDDEN,
+        num_rows=2 * WIDTH,
+        gated=True,
+        element_bytes=dtype.itemsize,
     )
     norm = Norm(_empty(HIDDEN), 1e-5)
+    tiles = default_gemv(product)
+    if tensor_cores:
+        tiles = GemvTiles(rows=4, block=512, num_warps=2, tensor_cores=True)
     gemv(
         _empty(HIDDEN),
         weight,
         _empty(WIDTH),
-        replace(default_gemv(product), prefetch=prefetch),
+        replace(tiles, prefetch=prefetch),
         scale=scale,
         norm=norm,
         gated=True,
@@ -94,6 +100,8 @@ def launches() -> Iterator[Compiled]:
         launch_gemv(torch.bfloat16)
         launch_gemv(torch.bfloat16, prefetch=2048)
         launch_gemv(torch.float8_e4m3fn)
+        launch_gemv(torch.bfloat16, tensor_cores=True)
+        launch_gemv(torch.float8_e4m3fn, tensor_cores=True)
         launch_rotated_gemv(torch.bfloat16)
         launch_rotated_gemv(torch.float8_e4m3fn)
         launch_skinny(16)

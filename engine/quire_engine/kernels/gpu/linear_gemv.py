@@ -15,10 +15,12 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.norm import Norm
-from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
+from quire_engine.kernels.gpu.prefetch import LINE_BYTES
+from quire_engine.kernels.gpu.row_products import multiply_rows, total_of_rows
+from quire_engine.kernels.gpu.tensor_rows import multiply_pairs
 
-SCALE_BLOCK = tl.constexpr(128)
-"""Outputs, and inputs, that share a scale where a weight has one for each block."""
+WARP_BYTES = 512
+"""What a warp loads of a row, 16 bytes a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class GemvTiles:
     block: int
     """Inputs of a tile."""
     num_warps: int = 8
+    tensor_cores: bool = False
+    """Multiply pairs of rows on tensor cores."""
     prefetch: int = 0
     """Inputs of each row after its first tile that are fetched into the L2 cache ahead; a power of
     two or 0."""
@@ -80,130 +84,30 @@ def gemv(
         HAS_BIAS=bias_O is not None,
         ADDS=adds,
         GATED=gated,
+        TENSOR_CORES=uses_tensor_cores(tiles, weight_OI, scale, gated=gated),
         num_warps=tiles.num_warps,
         **dependent_launch(x_I.device),
     )
 
 
-@triton.jit
-def load_weight(w_ptr, is_there, IS_EVEN: tl.constexpr):
-    """Load a tile that nobody reads again: it should not push anything else out of the cache."""
-    if IS_EVEN:
-        return tl.load(w_ptr, eviction_policy="evict_first")
-    else:
-        return tl.load(w_ptr, mask=is_there, other=0.0, eviction_policy="evict_first")
+def uses_tensor_cores(
+    tiles: GemvTiles, weight_OI: torch.Tensor, scale: torch.Tensor | None, *, gated: bool = False
+) -> bool:
+    """Tell whether tiles are for tensor cores, and the weight is one that these can multiply.
 
-
-@triton.jit
-def _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH: tl.constexpr, SCALE_DIMS: tl.constexpr):
-    """Add the products of a tile, scaled where every SCALE_BLOCK inputs have a scale."""
-    products = x[None, :] * tile.to(tl.float32)
-    if SCALE_DIMS < 2:
-        return acc + products
-    else:
-        ROWS: tl.constexpr = tile.shape[0]
-        GROUPS: tl.constexpr = tile.shape[1] // SCALE_BLOCK
-        g = start // SCALE_BLOCK + tl.arange(0, GROUPS)[None, :]
-        stride: tl.constexpr = (WIDTH + SCALE_BLOCK - 1) // SCALE_BLOCK
-        place = scale_ptr + o[:, None] // SCALE_BLOCK * stride + g
-        scale = tl.load(place, mask=g < stride, other=0)
-        return acc + scale * tl.sum(tl.reshape(products, (ROWS, GROUPS, SCALE_BLOCK)), 2)
-
-
-@triton.jit
-def total_of_rows(
-    acc,
-    factor,
-    scale_ptr,
-    bias_ptr,
-    mask,
-    SCALE_DIMS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-):
-    """Add up the products of each row, and finish it."""
-    y = tl.sum(acc, 1)
-    if HAS_NORM:
-        y *= factor
-    if SCALE_DIMS == 1:
-        y *= tl.load(scale_ptr, mask=mask, other=0)
-    if HAS_BIAS:
-        y += tl.load(bias_ptr, mask=mask, other=0).to(tl.float32)
-    return y
-
-
-@triton.jit
-def multiply_rows(
-    x_ptr,
-    norm_ptr,
-    w_ptr,
-    scale_ptr,
-    o,
-    num_apart,
-    exists,
-    eps,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PREFETCH: tl.constexpr,
-    LINE: tl.constexpr,
-    IS_EVEN: tl.constexpr,
-    SCALE_DIMS: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-    PAIRED: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """Multiply rows `o` of the weight, and if PAIRED those `num_apart` further on, with x.
-
-    Returns the products of both, not yet added up, and the factor of the norm. The kernel ahead is
-    waited for between the first weights and x.
+    Tiles must be whole, and hold 16 bytes of a row for each thread. Where kernels are interpreted,
+    there are no tensor cores.
     """
-    ROWS: tl.constexpr = o.shape[0]
-    i = tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    is_row = exists[:, None]
-    w = w_ptr + o[:, None].to(tl.int64) * WIDTH + i[None, :]
-    pair_offset = tl.cast(num_apart, tl.int64) * WIDTH
-    tile = load_weight(w, is_row & (i < WIDTH)[None, :], IS_EVEN)
-    if PAIRED:
-        pair_tile = load_weight(w + pair_offset, is_row & (i < WIDTH)[None, :], IS_EVEN)
-    if PREFETCH > 0:
-        rest = w_ptr + o[:, None].to(tl.int64) * WIDTH + BLOCK
-        prefetch_rows(rest, PREFETCH, LINE)
-        if PAIRED:
-            prefetch_rows(rest + pair_offset, PREFETCH, LINE)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    SUMS: tl.constexpr = BLOCK if SCALE_DIMS < 2 else BLOCK // SCALE_BLOCK
-    acc = tl.zeros((ROWS, SUMS), tl.float32)
-    pair_acc = tl.zeros((ROWS, SUMS), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, WIDTH, BLOCK):
-        # The next tile is on its way while this one is multiplied.
-        if start + BLOCK < WIDTH:
-            is_there = is_row & (start + BLOCK + i < WIDTH)[None, :]
-            next_tile = load_weight(w + start + BLOCK, is_there, IS_EVEN)
-            if PAIRED:
-                next_pair = load_weight(w + pair_offset + start + BLOCK, is_there, IS_EVEN)
-        if IS_EVEN:
-            x = tl.load(x_ptr + start + i).to(tl.float32)
-        else:
-            x = tl.load(x_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
-        if HAS_NORM:
-            squares += x * x
-            x *= tl.load(norm_ptr + start + i, mask=start + i < WIDTH, other=0).to(tl.float32)
-        acc = _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH, SCALE_DIMS)
-        if PAIRED:
-            pair_o = o + num_apart
-            pair_acc = _accumulate(
-                pair_acc, x, pair_tile, scale_ptr, pair_o, start, WIDTH, SCALE_DIMS
-            )
-        if start + BLOCK < WIDTH:
-            tile = next_tile
-            if PAIRED:
-                pair_tile = next_pair
-    factor = tl.rsqrt(tl.sum(squares, 0) / WIDTH + eps) if HAS_NORM else 1.0
-    return acc, pair_acc, factor
+    if not tiles.tensor_cores or weight_OI.device.type == "cpu" or weight_OI.itemsize > 2:
+        return False
+    num_rows, width = weight_OI.shape
+    rows = 2 * tiles.rows if gated else tiles.rows
+    row_bytes = tiles.block * weight_OI.itemsize
+    has_whole_words = row_bytes >= WARP_BYTES and rows * row_bytes >= (
+        2 * WARP_BYTES * tiles.num_warps
+    )
+    is_whole = width % 16 == 0 and num_rows % rows == 0
+    return is_whole and has_whole_words and (scale is None or scale.dim() == 1)
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -227,40 +131,62 @@ def _gemv_kernel(
     HAS_BIAS: tl.constexpr,
     ADDS: tl.constexpr,
     GATED: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Compute ROWS outputs."""
-    o = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    acc, up_acc, factor = multiply_rows(
-        x_ptr,
-        norm_ptr,
-        w_ptr,
-        scale_ptr,
-        o,
-        num_outputs,
-        o < num_outputs,
-        eps,
-        WIDTH,
-        BLOCK,
-        PREFETCH,
-        LINE,
-        IS_EVEN,
-        SCALE_DIMS,
-        HAS_NORM,
-        GATED,
-        PDL,
-    )
-    mask = o < num_outputs
-    y = total_of_rows(
-        acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS
-    )
-    if GATED:
-        scale_ptr += num_outputs
-        bias_ptr += num_outputs
-        up = total_of_rows(
-            up_acc, factor, scale_ptr + o, bias_ptr + o, mask, SCALE_DIMS, HAS_NORM, HAS_BIAS
+    PAIRED: tl.constexpr = GATED or TENSOR_CORES
+    STEP: tl.constexpr = ROWS if GATED or not TENSOR_CORES else ROWS // 2
+    o = tl.program_id(0) * ROWS + tl.arange(0, STEP)
+    num_apart = num_outputs if GATED else STEP
+    exists = o < num_outputs
+    if TENSOR_CORES:
+        acc, pair_acc, factor = multiply_pairs(
+            x_ptr,
+            norm_ptr,
+            w_ptr,
+            o,
+            num_apart,
+            eps,
+            WIDTH,
+            BLOCK,
+            PREFETCH,
+            LINE,
+            HAS_NORM,
+            PDL,
         )
-        y = y * tl.sigmoid(y) * up
+    else:
+        acc, pair_acc, factor = multiply_rows(
+            x_ptr,
+            norm_ptr,
+            w_ptr,
+            scale_ptr,
+            o,
+            num_apart,
+            exists,
+            eps,
+            WIDTH,
+            BLOCK,
+            PREFETCH,
+            LINE,
+            IS_EVEN,
+            SCALE_DIMS,
+            HAS_NORM,
+            GATED,
+            PDL,
+        )
+    y = total_of_rows(acc, factor, scale_ptr + o, bias_ptr + o, exists, SCALE_DIMS, HAS_BIAS)
+    if PAIRED:
+        o2 = o + num_apart
+        y2 = total_of_rows(
+            pair_acc, factor, scale_ptr + o2, bias_ptr + o2, exists, SCALE_DIMS, HAS_BIAS
+        )
+        if GATED:
+            y = y * tl.sigmoid(y) * y2
+        else:
+            if ADDS:
+                y2 += tl.load(out_ptr + o2, mask=exists, other=0).to(tl.float32)
+            tl.store(out_ptr + o2, y2.to(out_ptr.dtype.element_ty), mask=exists)
     if ADDS:
-        y += tl.load(out_ptr + o, mask=mask, other=0).to(tl.float32)
-    tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty), mask=mask)
+        y += tl.load(out_ptr + o, mask=exists, other=0).to(tl.float32)
+    tl.store(out_ptr + o, y.to(out_ptr.dtype.element_ty), mask=exists)

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
-from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, load_weight
 from quire_engine.kernels.gpu.prefetch import LINE_BYTES, prefetch_rows
+from quire_engine.kernels.gpu.row_products import SCALE_BLOCK, load_weight
 
 TOKEN_TILES = tl.constexpr(8)
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.linear import GemvParts, GpuLinear
-from quire_engine.kernels.gpu.linear_gemv import multiply_rows, total_of_rows
+from quire_engine.kernels.gpu.linear_gemv import uses_tensor_cores
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.prefetch import LINE_BYTES
 from quire_engine.kernels.gpu.rotary import (
@@ -22,6 +22,8 @@ from quire_engine.kernels.gpu.rotary import (
     rotate_and_store,
     store_as,
 )
+from quire_engine.kernels.gpu.row_products import multiply_rows, total_of_rows
+from quire_engine.kernels.gpu.tensor_rows import multiply_pairs
 from quire_engine.model.fp8 import FP8_MAX
 
 
@@ -123,6 +125,7 @@ def rotated_gemv(
         HAS_BIAS=parts.bias_O is not None,
         HAS_CACHE_SCALE=cache.k_scale is not None,
         FP8_LIMIT=FP8_MAX if cache.k_BSND.dtype == torch.float8_e4m3fn else 0.0,
+        TENSOR_CORES=uses_tensor_cores(tiles, parts.weight_OI, parts.scale),
         num_warps=tiles.num_warps,
         **dependent_launch(x_I.device),
     )
@@ -164,6 +167,7 @@ def _rotated_gemv_kernel(
     HAS_BIAS: tl.constexpr,
     HAS_CACHE_SCALE: tl.constexpr,
     FP8_LIMIT: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Compute PAIRS pairs: a number of a head's first half, and that which is turned with it."""
@@ -171,36 +175,48 @@ def _rotated_gemv_kernel(
     h, a = pair // HALF, pair % HALF
     exists = h < NUM_HEADS + 2 * NUM_KV_HEADS
     o = h * (2 * HALF) + a
-    acc1, acc2, factor = multiply_rows(
-        x_ptr,
-        norm_ptr,
-        w_ptr,
-        scale_ptr,
-        o,
-        HALF,
-        exists,
-        eps,
-        WIDTH,
-        BLOCK,
-        PREFETCH,
-        LINE,
-        IS_EVEN,
-        SCALE_DIMS,
-        True,
-        True,
-        PDL,
-    )
+    if TENSOR_CORES:
+        acc1, acc2, factor = multiply_pairs(
+            x_ptr,
+            norm_ptr,
+            w_ptr,
+            o,
+            HALF,
+            eps,
+            WIDTH,
+            BLOCK,
+            PREFETCH,
+            LINE,
+            True,
+            PDL,
+        )
+    else:
+        acc1, acc2, factor = multiply_rows(
+            x_ptr,
+            norm_ptr,
+            w_ptr,
+            scale_ptr,
+            o,
+            HALF,
+            exists,
+            eps,
+            WIDTH,
+            BLOCK,
+            PREFETCH,
+            LINE,
+            IS_EVEN,
+            SCALE_DIMS,
+            True,
+            True,
+            PDL,
+        )
     position = tl.load(positions_ptr).to(tl.int64)
     slot = tl.load(slots_ptr).to(tl.int64)
     is_value = h >= NUM_HEADS + NUM_KV_HEADS
     cos, sin = angles_at(cos_sin_ptr + position * (2 * HALF) + a, HALF, exists, is_value)
-    x1 = total_of_rows(
-        acc1, factor, scale_ptr + o, bias_ptr + o, exists, SCALE_DIMS, True, HAS_BIAS
-    )
+    x1 = total_of_rows(acc1, factor, scale_ptr + o, bias_ptr + o, exists, SCALE_DIMS, HAS_BIAS)
     o2 = o + HALF
-    x2 = total_of_rows(
-        acc2, factor, scale_ptr + o2, bias_ptr + o2, exists, SCALE_DIMS, True, HAS_BIAS
-    )
+    x2 = total_of_rows(acc2, factor, scale_ptr + o2, bias_ptr + o2, exists, SCALE_DIMS, HAS_BIAS)
     y1 = x1 * cos - x2 * sin
     y2 = x2 * cos + x1 * sin
     store_as(qkv_ptr + o, y1, exists, 1.0, False, 0.0)

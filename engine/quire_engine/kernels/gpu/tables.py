@@ -11,8 +11,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
-from quire_engine.kernels.gpu.linear_gemv import SCALE_BLOCK, GemvTiles
+from quire_engine.kernels.gpu.linear_gemv import GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
+from quire_engine.kernels.gpu.row_products import SCALE_BLOCK
 
 Tiles = GemvTiles | SkinnyTiles
 KINDS: Mapping[str, type[Tiles]] = {"gemv": GemvTiles, "skinny": SkinnyTiles}
@@ -153,7 +154,14 @@ def _splits(num_steps: int, num_programs: int) -> int:
 
 
 def default_gemv(product: Product) -> GemvTiles:
-    """Cut a GEMV so that each thread loads 16 bytes of one row, or of several short ones."""
+    """Cut a GEMV so that each thread loads 16 bytes of one row, or of several short ones.
+
+    Pairs of rows of 8-bit numbers go to tensor cores, 64 bytes of each thread at a time.
+    """
+    if product.element_bytes == 1 and product.scale_dims == 1 and product.num_inputs % 512 == 0:
+        rows = 4 if product.gated else 8
+        if product.num_outputs % rows == 0:
+            return GemvTiles(rows=rows, block=512, num_warps=2, tensor_cores=True)
     wanted = 4096 // product.element_bytes
     block = min(_power_of_two(product.num_inputs), wanted)
     if product.scale_dims == 2:

@@ -13,7 +13,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from quire_engine.kernels.gpu.linear import GpuLinear
-from quire_engine.kernels.gpu.linear_gemv import GemvTiles
+from quire_engine.kernels.gpu.linear_gemv import WARP_BYTES, GemvTiles
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.prefetch import LINE_BYTES
@@ -90,12 +90,27 @@ def _prefetching(product: Product, tiles: Tiles) -> Iterator[Tiles]:
 
 
 def _gemv_candidates(product: Product) -> Iterator[Tiles]:
+    if product.element_bytes <= 2 and product.scale_dims < 2:
+        yield from _tensor_candidates(product)
+        return
     widest = 1 << (product.num_inputs - 1).bit_length()
     blocks = (256, 512, 1024, 2048, 4096, 16384)
     for rows, block, warps in itertools.product((1, 2, 4, 8, 16), blocks, (2, 4, 8, 16)):
         per_thread = rows * block * (2 if product.gated else 1) // (32 * warps)
         if block <= widest and 8 <= per_thread <= 128 and product.num_inputs // block <= 32:
             yield from _fetching_much(product, GemvTiles(rows=rows, block=block, num_warps=warps))
+
+
+def _tensor_candidates(product: Product) -> Iterator[Tiles]:
+    widest = 1 << (product.num_inputs - 1).bit_length()
+    blocks = (256, 512, 1024, 2048, 4096)
+    for rows, block, warps in itertools.product((2, 4, 8, 16, 32), blocks, (1, 2, 4, 8, 16)):
+        row_bytes = block * product.element_bytes
+        per_thread = rows * row_bytes * (2 if product.gated else 1) // (32 * warps)
+        is_busy = product.num_outputs // rows >= 128
+        if is_busy and block <= widest and row_bytes >= WARP_BYTES and 32 <= per_thread <= 128:
+            tiles = GemvTiles(rows=rows, block=block, num_warps=warps, tensor_cores=True)
+            yield from _fetching_much(product, tiles)
 
 
 def _fetching_much(product: Product, tiles: GemvTiles) -> Iterator[GemvTiles]:

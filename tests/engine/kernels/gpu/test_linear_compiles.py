@@ -33,9 +33,7 @@ def named(compiled: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def test_linears_compile_for_hopper_without_spilling(compiled: list[dict[str, Any]]) -> None:
     assert [launch["name"] for launch in compiled] == [
-        "_gemv_kernel",
-        "_gemv_kernel",
-        "_gemv_kernel",
+        *["_gemv_kernel"] * 5,
         "_rotated_gemv_kernel",
         "_rotated_gemv_kernel",
         "_skinny_kernel",
@@ -43,7 +41,7 @@ def test_linears_compile_for_hopper_without_spilling(compiled: list[dict[str, An
         "_quantize_rows_kernel",
         "_skinny_kernel",
     ]
-    assert [launch["spilled_bytes"] for launch in compiled] == [0] * 9
+    assert [launch["spilled_bytes"] for launch in compiled] == [0] * 11
     assert all(launch["shared_bytes"] <= SHARED_BYTES for launch in compiled)
 
 
@@ -55,7 +53,7 @@ def test_weights_come_sixteen_bytes_at_a_time(compiled: list[dict[str, Any]]) ->
 
 
 def test_only_tiles_that_ask_for_it_fetch_weights_ahead(compiled: list[dict[str, Any]]) -> None:
-    plain, fetching, _ = (launch["ptx"] for launch in named(compiled, "_gemv_kernel"))
+    plain, fetching, *_ = (launch["ptx"] for launch in named(compiled, "_gemv_kernel"))
 
     assert "prefetch.global.L2" in fetching
     assert "prefetch" not in plain
@@ -69,3 +67,12 @@ def test_sixty_four_rows_use_the_matrix_units_of_a_warpgroup(
     assert "mma.sync" in few["ptx"]
     assert "wgmma.mma_async" in many["ptx"]
     assert "wgmma.mma_async" in blocks["ptx"]
+
+
+def test_only_tiles_that_ask_for_it_go_to_tensor_cores(compiled: list[dict[str, Any]]) -> None:
+    *plain, wide, narrow = (launch["ptx"] for launch in named(compiled, "_gemv_kernel"))
+
+    assert "mma.sync" not in "".join(plain)
+    assert "f32.bf16.bf16.f32" in wide
+    assert "cvt.rn.f16x2.e4m3x2" in narrow
+    assert "f32.f16.f16.f32" in narrow

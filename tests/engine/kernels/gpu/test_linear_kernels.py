@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from quire_engine.kernels.gpu.linear_gemv import GemvTiles, gemv
+from quire_engine.kernels.gpu.linear_gemv import GemvTiles, gemv, uses_tensor_cores
 from quire_engine.kernels.gpu.linear_skinny import SkinnyTiles, skinny
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.quantize import quantize_rows
@@ -250,3 +250,65 @@ def test_one_split_takes_any_shape_and_gives_a_row_the_same_bits_among_any_other
         alone = torch.empty_like(out[rows])
         skinny(x[rows], weight, alone, tiles, bias_O=bias, gated=gated)
         assert torch.equal(alone, out[rows])
+
+
+@pytest.mark.parametrize("is_8_bit", [False, True])
+@pytest.mark.parametrize(
+    ("num_inputs", "tiles"),
+    [
+        (1024, GemvTiles(rows=8, block=512, num_warps=2, tensor_cores=True)),
+        (1536, GemvTiles(rows=8, block=1024, num_warps=4, tensor_cores=True)),
+        (2048, GemvTiles(rows=4, block=512, num_warps=1, tensor_cores=True, prefetch=1024)),
+        (1024, GemvTiles(rows=2, block=512, num_warps=8, tensor_cores=True)),
+    ],
+)
+@pytest.mark.parametrize("end", ["plain", "adds", "gated", "normed"])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e5])
+def test_gemv_on_tensor_cores_holds_any_x(
+    device: str, is_8_bit: bool, num_inputs: int, tiles: GemvTiles, end: str, size: float
+) -> None:
+    torch.manual_seed(0)
+    weight, scale = torch.randn(64, num_inputs, device=device) * num_inputs**-0.5, None
+    if is_8_bit:
+        weight, scale = quantize_weight(weight, per_block=False)
+        wide = dequantize(weight, scale)
+    else:
+        weight = weight.bfloat16()
+        wide = weight.float()
+    x = make(device, torch.bfloat16, 1, num_inputs) * size
+    x[0, 7] *= 300
+    norm = Norm(make(device, torch.bfloat16, num_inputs), 1e-12) if end != "adds" else None
+    bias = make(device, torch.bfloat16, 64)
+    out = make(device, torch.bfloat16, 1, 32 if end == "gated" else 64)
+    before = out.clone() if end == "adds" else None
+    expected = reference(x, wide, bias, norm, before, gated=end == "gated")
+
+    gemv(
+        x[0],
+        weight,
+        out[0],
+        tiles,
+        scale=scale,
+        bias_O=bias,
+        norm=norm,
+        adds=end == "adds",
+        gated=end == "gated",
+    )
+
+    error = (out - expected).float().norm() / expected.float().norm()
+    assert error < 1e-2
+
+
+def test_tiles_go_to_tensor_cores_only_whole_and_in_words_of_16_bytes() -> None:
+    def goes(rows: int, block: int, num_warps: int, dtype: torch.dtype, *shape: int) -> bool:
+        tiles = GemvTiles(rows=rows, block=block, num_warps=num_warps, tensor_cores=True)
+        weight = torch.empty(shape, dtype=dtype, device="meta")
+        return uses_tensor_cores(tiles, weight, None)
+
+    assert goes(8, 512, 2, torch.float8_e4m3fn, 64, 1024)
+    assert goes(8, 512, 4, torch.bfloat16, 64, 1024)
+    assert not goes(8, 512, 16, torch.bfloat16, 64, 1024), "8 bytes for each thread"
+    assert not goes(8, 256, 1, torch.float8_e4m3fn, 64, 1024), "a warp holds two rows"
+    assert not goes(8, 512, 2, torch.bfloat16, 60, 1024), "the last program has fewer rows"
+    assert not goes(8, 512, 2, torch.bfloat16, 64, 1000), "rows do not end with a word"
+    assert not goes(8, 512, 2, torch.float32, 64, 1024)

@@ -31,7 +31,7 @@ def empty_cache(device: str, head_dim: int, dtype: torch.dtype = torch.bfloat16)
 
 
 def random_weight(device: str, num_rows: int, scale_dims: int) -> torch.Tensor | Fp8Weight:
-    weight = normal(device, num_rows, WIDTH) / WIDTH**0.5
+    weight: torch.Tensor = normal(device, num_rows, WIDTH) / WIDTH**0.5
     if scale_dims == 0:
         return weight
     shape = (num_rows,) if scale_dims == 1 else (-(-num_rows // 128), WIDTH // 128)
