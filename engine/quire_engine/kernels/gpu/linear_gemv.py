@@ -110,6 +110,51 @@ def uses_tensor_cores(
     return is_whole and has_whole_words and (scale is None or scale.dim() == 1)
 
 
+@triton.jit
+def multiply_row(
+    row,
+    weight,
+    o,
+    num_apart,
+    exists,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    SCALE_DIMS: tl.constexpr,
+    HAS_NORM: tl.constexpr,
+    PAIRED: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Do what `multiply_rows` does, on tensor cores if so told: then rows are always paired.
+
+    `row` is x, the norm's weight and eps; `weight` is a weight and its scale.
+    """
+    if TENSOR_CORES:
+        return multiply_pairs(
+            row, weight[0], o, num_apart, WIDTH, BLOCK, PREFETCH, LINE, HAS_NORM, PDL
+        )
+    else:
+        return multiply_rows(
+            row,
+            weight,
+            o,
+            num_apart,
+            exists,
+            WIDTH,
+            BLOCK,
+            PREFETCH,
+            LINE,
+            IS_EVEN,
+            SCALE_DIMS,
+            HAS_NORM,
+            PAIRED,
+            PDL,
+        )
+
+
 @triton.jit(do_not_specialize=["eps"])
 def _gemv_kernel(
     x_ptr,
@@ -140,41 +185,23 @@ def _gemv_kernel(
     o = tl.program_id(0) * ROWS + tl.arange(0, STEP)
     num_apart = num_outputs if GATED else STEP
     exists = o < num_outputs
-    if TENSOR_CORES:
-        acc, pair_acc, factor = multiply_pairs(
-            x_ptr,
-            norm_ptr,
-            w_ptr,
-            o,
-            num_apart,
-            eps,
-            WIDTH,
-            BLOCK,
-            PREFETCH,
-            LINE,
-            HAS_NORM,
-            PDL,
-        )
-    else:
-        acc, pair_acc, factor = multiply_rows(
-            x_ptr,
-            norm_ptr,
-            w_ptr,
-            scale_ptr,
-            o,
-            num_apart,
-            exists,
-            eps,
-            WIDTH,
-            BLOCK,
-            PREFETCH,
-            LINE,
-            IS_EVEN,
-            SCALE_DIMS,
-            HAS_NORM,
-            GATED,
-            PDL,
-        )
+    acc, pair_acc, factor = multiply_row(
+        (x_ptr, norm_ptr, eps),
+        (w_ptr, scale_ptr),
+        o,
+        num_apart,
+        exists,
+        WIDTH,
+        BLOCK,
+        PREFETCH,
+        LINE,
+        IS_EVEN,
+        SCALE_DIMS,
+        HAS_NORM,
+        GATED,
+        TENSOR_CORES,
+        PDL,
+    )
     y = total_of_rows(acc, factor, scale_ptr + o, bias_ptr + o, exists, SCALE_DIMS, HAS_BIAS)
     if PAIRED:
         o2 = o + num_apart

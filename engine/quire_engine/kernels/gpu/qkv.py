@@ -12,18 +12,17 @@ import triton.language as tl
 
 from quire_engine.kernels.gpu.launch import dependent_launch
 from quire_engine.kernels.gpu.linear import GemvParts, GpuLinear
-from quire_engine.kernels.gpu.linear_gemv import uses_tensor_cores
+from quire_engine.kernels.gpu.linear_gemv import multiply_row, uses_tensor_cores
 from quire_engine.kernels.gpu.norm import Norm
 from quire_engine.kernels.gpu.prefetch import LINE_BYTES
 from quire_engine.kernels.gpu.rotary import (
     CacheLayer,
     angles_at,
-    head_in_cache,
+    place_in_cache,
     rotate_and_store,
     store_as,
 )
-from quire_engine.kernels.gpu.row_products import multiply_rows, total_of_rows
-from quire_engine.kernels.gpu.tensor_rows import multiply_pairs
+from quire_engine.kernels.gpu.row_products import total_of_rows
 from quire_engine.model.fp8 import FP8_MAX
 
 
@@ -175,41 +174,23 @@ def _rotated_gemv_kernel(
     h, a = pair // HALF, pair % HALF
     exists = h < NUM_HEADS + 2 * NUM_KV_HEADS
     o = h * (2 * HALF) + a
-    if TENSOR_CORES:
-        acc1, acc2, factor = multiply_pairs(
-            x_ptr,
-            norm_ptr,
-            w_ptr,
-            o,
-            HALF,
-            eps,
-            WIDTH,
-            BLOCK,
-            PREFETCH,
-            LINE,
-            True,
-            PDL,
-        )
-    else:
-        acc1, acc2, factor = multiply_rows(
-            x_ptr,
-            norm_ptr,
-            w_ptr,
-            scale_ptr,
-            o,
-            HALF,
-            exists,
-            eps,
-            WIDTH,
-            BLOCK,
-            PREFETCH,
-            LINE,
-            IS_EVEN,
-            SCALE_DIMS,
-            True,
-            True,
-            PDL,
-        )
+    acc1, acc2, factor = multiply_row(
+        (x_ptr, norm_ptr, eps),
+        (w_ptr, scale_ptr),
+        o,
+        HALF,
+        exists,
+        WIDTH,
+        BLOCK,
+        PREFETCH,
+        LINE,
+        IS_EVEN,
+        SCALE_DIMS,
+        True,
+        True,
+        TENSOR_CORES,
+        PDL,
+    )
     position = tl.load(positions_ptr).to(tl.int64)
     slot = tl.load(slots_ptr).to(tl.int64)
     is_value = h >= NUM_HEADS + NUM_KV_HEADS
@@ -221,14 +202,16 @@ def _rotated_gemv_kernel(
     y2 = x2 * cos + x1 * sin
     store_as(qkv_ptr + o, y1, exists, 1.0, False, 0.0)
     store_as(qkv_ptr + o2, y2, exists, 1.0, False, 0.0)
-    strides = (cache_stride_b, cache_stride_s, cache_stride_n)
-    cache = a + head_in_cache(
-        k_cache_ptr, v_cache_ptr, slot, h - NUM_HEADS, strides, NUM_KV_HEADS, BLOCK_SIZE
+    cache, is_stored, scale_kv = place_in_cache(
+        (k_cache_ptr, v_cache_ptr),
+        (k_scale_ptr, v_scale_ptr),
+        (cache_stride_b, cache_stride_s, cache_stride_n),
+        slot,
+        h,
+        NUM_HEADS,
+        NUM_KV_HEADS,
+        BLOCK_SIZE,
+        HAS_CACHE_SCALE,
     )
-    scale_kv = 1.0
-    if HAS_CACHE_SCALE:
-        scale_kv = tl.where(is_value, tl.load(v_scale_ptr), tl.load(k_scale_ptr))
-    end = tl.where(slot >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
-    is_stored = (h >= NUM_HEADS) & (h < end)
-    store_as(cache, y1, is_stored, scale_kv, HAS_CACHE_SCALE, FP8_LIMIT)
-    store_as(cache + HALF, y2, is_stored, scale_kv, HAS_CACHE_SCALE, FP8_LIMIT)
+    store_as(cache + a, y1, is_stored, scale_kv, HAS_CACHE_SCALE, FP8_LIMIT)
+    store_as(cache + HALF + a, y2, is_stored, scale_kv, HAS_CACHE_SCALE, FP8_LIMIT)

@@ -174,14 +174,32 @@ def store_as(place, y, mask, scale, HAS_SCALE: tl.constexpr, FP8_LIMIT: tl.const
 
 
 @triton.jit
-def head_in_cache(
-    k_ptr, v_ptr, slot, h, strides, NUM_KV_HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr
+def place_in_cache(
+    caches,
+    scales,
+    strides,
+    slot,
+    h,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
 ):
-    """Return where a slot has heads `h`, of which the keys come first and then the values."""
-    is_value = h >= NUM_KV_HEADS
-    head = (h - tl.where(is_value, NUM_KV_HEADS, 0)).to(tl.int64)
-    place = slot // BLOCK_SIZE * strides[0] + slot % BLOCK_SIZE * strides[1]
-    return tl.where(is_value, v_ptr, k_ptr) + place + head * strides[2]
+    """Return where a slot has heads `h` of a token, which of these are stored, and their scale.
+
+    A token has queries, then keys, then values. `caches` and `scales` are those of keys and of
+    values; `strides` are those of blocks, of tokens and of heads, of both caches.
+    """
+    is_value = h >= NUM_HEADS + NUM_KV_HEADS
+    head = (h - tl.where(is_value, NUM_HEADS + NUM_KV_HEADS, NUM_HEADS)).to(tl.int64)
+    start = slot // BLOCK_SIZE * strides[0] + slot % BLOCK_SIZE * strides[1]
+    place = tl.where(is_value, caches[1], caches[0]) + start + head * strides[2]
+    end = tl.where(slot >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
+    is_stored = (h >= NUM_HEADS) & (h < end)
+    scale = 1.0
+    if HAS_SCALE:
+        scale = tl.where(is_value, tl.load(scales[1]), tl.load(scales[0]))
+    return place, is_stored, scale
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -253,15 +271,17 @@ def _rotate_and_store_kernel(
     store_as(row + half + a, y2, mask_a & is_turned, 1.0, False, 0.0)
     if ROTARY_DIM < HEAD_DIM and HAS_NORM:
         store_as(row + ROTARY_DIM + r, x3, mask_r & is_turned, 1.0, False, 0.0)
-    end = tl.where(slot >= 0, NUM_HEADS + 2 * NUM_KV_HEADS, 0)
-    is_stored = (h >= NUM_HEADS) & (h < end)
-    strides = (cache_stride_b, cache_stride_s, cache_stride_n)
-    cache = head_in_cache(
-        k_cache_ptr, v_cache_ptr, slot, h - NUM_HEADS, strides, NUM_KV_HEADS, BLOCK_SIZE
+    cache, is_stored, scale_kv = place_in_cache(
+        (k_cache_ptr, v_cache_ptr),
+        (k_scale_ptr, v_scale_ptr),
+        (cache_stride_b, cache_stride_s, cache_stride_n),
+        slot,
+        h,
+        NUM_HEADS,
+        NUM_KV_HEADS,
+        BLOCK_SIZE,
+        HAS_SCALE,
     )
-    scale_kv = 1.0
-    if HAS_SCALE:
-        scale_kv = tl.where(is_value, tl.load(v_scale_ptr), tl.load(k_scale_ptr))
     store_as(cache + a, y1, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
     store_as(cache + half + a, y2, mask_a & is_stored, scale_kv, HAS_SCALE, FP8_LIMIT)
     if ROTARY_DIM < HEAD_DIM:

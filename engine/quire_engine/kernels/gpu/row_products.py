@@ -41,14 +41,11 @@ def _accumulate(acc, x, tile, scale_ptr, o, start, WIDTH: tl.constexpr, SCALE_DI
 
 @triton.jit
 def multiply_rows(
-    x_ptr,
-    norm_ptr,
-    w_ptr,
-    scale_ptr,
+    row,
+    weight,
     o,
     num_apart,
     exists,
-    eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
@@ -61,9 +58,12 @@ def multiply_rows(
 ):
     """Multiply rows `o` of the weight, and if PAIRED those `num_apart` further on, with x.
 
-    Returns the products of both, not yet added up, and the factor of the norm. The kernel ahead is
-    waited for between the first weights and x.
+    `row` is x, the norm's weight and eps; `weight` is a weight and its scale. Returns the products
+    of both rows, not yet added up, and the factor of the norm. The kernel ahead is waited for
+    between the first weights and x.
     """
+    x_ptr, norm_ptr, eps = row
+    w_ptr, scale_ptr = weight
     ROWS: tl.constexpr = o.shape[0]
     i = tl.arange(0, BLOCK)
     if PDL:

@@ -138,12 +138,10 @@ def _own_sums(acc):
 
 @triton.jit
 def multiply_pairs(
-    x_ptr,
-    norm_ptr,
+    row,
     w_ptr,
     o,
     num_apart,
-    eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     PREFETCH: tl.constexpr,
@@ -153,8 +151,10 @@ def multiply_pairs(
 ):
     """Multiply rows `o` of the weight, and those `num_apart` further on, with x.
 
-    Returns what `multiply_rows` does. `uses_tensor_cores` knows for which weights and tiles.
+    Takes and returns what `multiply_rows` does. `uses_tensor_cores` knows for which weights and
+    tiles.
     """
+    x_ptr, norm_ptr, eps = row
     IS_8_BIT: tl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth == 8
     IS_EVEN: tl.constexpr = WIDTH % BLOCK == 0
     PACK: tl.constexpr = 4 if IS_8_BIT else 2
@@ -163,15 +163,15 @@ def multiply_pairs(
     j = tl.arange(0, WORDS)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-    row = o[:, None].to(tl.int64) * WIDTH
+    start_of_row = o[:, None].to(tl.int64) * WIDTH
     apart = tl.cast(num_apart, tl.int64) * WIDTH
-    w = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + row // PACK + j[None, :]
+    w = w_ptr.to(tl.pointer_type(tl.int32), bitcast=True) + start_of_row // PACK + j[None, :]
     is_there = (j < WIDTH // PACK)[None, :]
     tile = load_weight(w, is_there, IS_EVEN)
     pair_tile = load_weight(w + apart // PACK, is_there, IS_EVEN)
     if PREFETCH > 0:
-        prefetch_rows(w_ptr + row + BLOCK, PREFETCH, LINE)
-        prefetch_rows(w_ptr + row + apart + BLOCK, PREFETCH, LINE)
+        prefetch_rows(w_ptr + start_of_row + BLOCK, PREFETCH, LINE)
+        prefetch_rows(w_ptr + start_of_row + apart + BLOCK, PREFETCH, LINE)
     if PDL:
         tl.extra.cuda.gdc_wait()
     if IS_8_BIT:
