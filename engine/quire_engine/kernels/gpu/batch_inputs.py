@@ -6,12 +6,16 @@ G segments.
 All of them read what the step's staging copy brought, so none may start before it has ended.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 
-SEGMENT_BLOCK = 1024
-TOKEN_BLOCK = 256
+SEGMENT_BLOCKS = (16, 128, 1024)
+TOKEN_BLOCKS = (1, 16, 256)
+"""Few, since each is a kernel to compile."""
+COMMIT_BLOCK = 256
 
 
 def scatter_segments(
@@ -24,7 +28,7 @@ def scatter_segments(
     num_segments = segments_G4.shape[0]
     if num_segments == 0:
         return
-    block = min(SEGMENT_BLOCK, triton.next_power_of_2(max_len))
+    block = _block_for(max_len, SEGMENT_BLOCKS)
     _scatter_kernel[(num_segments, triton.cdiv(max_len, block))](
         target_RL, source, segments_G4, target_RL.stride(0), BLOCK=block, num_warps=4
     )
@@ -49,7 +53,7 @@ def prepare_tokens(
     A batch slot without a sequence has length 0; its token has id 0, position 0 and slot -1.
     """
     (batch_size,) = rows_B.shape
-    block = min(TOKEN_BLOCK, triton.next_power_of_2(max_query_len))
+    block = _block_for(max_query_len, TOKEN_BLOCKS)
     _prepare_kernel[(batch_size, triton.cdiv(max_query_len, block))](
         rows_B,
         first_lines_B,
@@ -76,16 +80,20 @@ def commit_tokens(
 ) -> None:
     """Append each sampled token to its row; slots of length 0 are padding."""
     (batch_size,) = rows_B.shape
-    _commit_kernel[(triton.cdiv(batch_size, TOKEN_BLOCK),)](
+    _commit_kernel[(triton.cdiv(batch_size, COMMIT_BLOCK),)](
         rows_B,
         seq_lens_B,
         sampled_B,
         tokens_RL,
         tokens_RL.stride(0),
         batch_size,
-        BLOCK=TOKEN_BLOCK,
+        BLOCK=COMMIT_BLOCK,
         num_warps=4,
     )
+
+
+def _block_for(length: int, blocks: Sequence[int]) -> int:
+    return next((block for block in blocks if block >= length), blocks[-1])
 
 
 @triton.jit

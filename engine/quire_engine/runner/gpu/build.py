@@ -139,7 +139,9 @@ class GpuBuilder:
         with phases.time("compile"):
             cache = self._cache(limits, kv_dtype)
             runner = GpuRunner(self._parts(decoder, cache, limits), limits, self._stream)
-            self._compile(runner)
+            # Calling the same kernels for every layer would take longer than compiling them.
+            with decoder.few_layers():
+                self._compile(runner)
         with phases.time("trial"):
             steps = TrialSteps(runner, block_size=size)
             steps.decode()  # loads libraries, which stay

@@ -9,7 +9,8 @@ Where ranks share the model, `ModelSpec` describes the layers of one. Each compu
 attention and MLP add to the residual, and a sum over the ranks makes it whole again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -192,6 +193,7 @@ class GpuDecoder:
             rope: make_cos_sin(rope, max_len, dtype, device)
             for rope in dict.fromkeys(layer.rope for layer in spec.layers)
         }
+        self._kinds = [_kind(layer, index, weights) for index, layer in enumerate(spec.layers)]
         self._layers = [
             GpuDecoderLayer(
                 spec, layer, weights, index, ropes[layer.rope], batch_invariant=batch_invariant
@@ -263,6 +265,20 @@ class GpuDecoder:
         if lines_S.shape[0]:
             last.finish_lines(self._space, num_tokens, attend_lines, lines_S, out_SE)
 
+    @contextmanager
+    def few_layers(self) -> Iterator[None]:
+        """Leave out layers whose like is there: those that are left launch every kernel.
+
+        The last one stays, since of it `forward_lines` computes less than of the others.
+        """
+        layers = self._layers
+        *others, last = layers
+        self._layers = [*dict(zip(self._kinds, others, strict=False)).values(), last]
+        try:
+            yield
+        finally:
+            self._layers = layers
+
     def _embed(self, tokens: Tokens) -> None:
         hidden_TE = self._space.residual_TE[: tokens.ids_T.shape[0]]
         torch.index_select(self._embedding_VE, 0, tokens.ids_T, out=hidden_TE)
@@ -278,6 +294,17 @@ class GpuDecoder:
             own_LW = out_LV.new_empty((hidden_LE.shape[0], self._head_width))
             self._head(hidden_LE, own_LW, norm=self._norm)
             self._group.gather(own_LW, out_LV)
+
+
+def _kind(layer: LayerSpec, index: int, weights: Weights) -> Hashable:
+    """Return what the kernels of a layer depend on."""
+    prefix = f"layers.{index}."
+    shapes = {
+        (name.removeprefix(prefix), weight.dtype, weight.shape)
+        for name, weight in weights.items()
+        if name.startswith(prefix)
+    }
+    return layer, frozenset(shapes)
 
 
 def _head_of(embedding_VE: torch.Tensor, share: Share) -> torch.Tensor:
