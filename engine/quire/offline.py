@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from quire.garbage import only_new_objects_collected
 from quire.interrupts import deferred_interrupts
 from quire.prompts import Prompt
 from quire.request_outputs import request_output
@@ -38,6 +39,7 @@ class OfflineEngine:
         """Told of every step, before its outputs are processed."""
         self._request_ids = map(str, itertools.count())
 
+    @only_new_objects_collected()
     def run(
         self, requests: Sequence[OfflineRequest], on_finished: Callable[[RequestOutput], None]
     ) -> list[RequestOutput]:

@@ -1,3 +1,4 @@
+import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -471,3 +472,26 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'Engine'"):
         _ = quire.Engine
+
+
+def test_what_was_loaded_is_no_garbage_while_a_batch_runs_and_may_be_afterwards(
+    make_parts: MakeParts,
+) -> None:
+    llm, num_frozen = make_parts().llm, []
+    loaded = len(gc.get_objects())
+    llm.llm_engine.listeners.append(lambda _: num_frozen.append(gc.get_freeze_count()))
+
+    llm.generate("some prompt")
+
+    assert min(num_frozen) > loaded / 2
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_a_program_has_frozen_stay_frozen(make_parts: MakeParts) -> None:
+    llm = make_parts().llm
+    gc.freeze()
+    try:
+        llm.generate("some prompt")
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
