@@ -1,9 +1,4 @@
-"""One row times rows of a weight, number by number, in every type and on every device.
-
-The first tile of the weights is asked for before the kernel ahead is waited for, so that the memory
-is busy while that drains, and more of them may be fetched into the L2 cache: attention ahead leaves
-the memory idle.
-"""
+"""One row times rows of a weight, number by number, in every type and on every device."""
 
 import triton
 import triton.language as tl

@@ -20,9 +20,10 @@ TINY = tl.constexpr(1e-30)
 
 
 def _multiplied(kind: str, steps: list[tuple[str, str, str]]) -> str:
-    """Return assembly that adds products to $20 to $23, or $16 to $19, and writes $0 to $3.
+    """Return assembly that adds products to four sums, and writes $0 to $3.
 
-    Each step is what makes a0 to a3 of the weights, and the two words of x.
+    Each step is what makes a0 to a3 of the weights, and the two words of x. The sums come last,
+    behind four words of each row and of its pair, and as many words of x as two for each step.
     """
     sums = 20 if len(steps) == 4 else 16
     lines = ["{", ".reg .b32 a0,a1,a2,a3;", ".reg .f32 d0,d1,d2,d3;", ".reg .b16 low,high;"]

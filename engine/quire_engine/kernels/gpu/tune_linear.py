@@ -92,7 +92,10 @@ def _prefetching(product: Product, tiles: Tiles) -> Iterator[Tiles]:
 def _gemv_candidates(product: Product) -> Iterator[Tiles]:
     if product.element_bytes <= 2 and product.scale_dims < 2:
         yield from _tensor_candidates(product)
-        return
+    yield from _number_candidates(product)
+
+
+def _number_candidates(product: Product) -> Iterator[Tiles]:
     widest = 1 << (product.num_inputs - 1).bit_length()
     blocks = (256, 512, 1024, 2048, 4096, 16384)
     for rows, block, warps in itertools.product((1, 2, 4, 8, 16), blocks, (2, 4, 8, 16)):

@@ -90,6 +90,24 @@ def test_what_the_table_says_is_tried_with_all_there_is_to_fetch_ahead(
     assert fetched == {0, *(1 << n for n in range(6, most.bit_length()))}
 
 
+@pytest.mark.parametrize(
+    ("scale_dims", "ways"), [(0, {True, False}), (1, {True, False}), (2, {False})]
+)
+def test_a_row_is_tried_on_tensor_cores_and_number_by_number(
+    scale_dims: int, ways: set[bool]
+) -> None:
+    product = Product(
+        num_inputs=4096,
+        num_rows=6144,
+        element_bytes=1 if scale_dims else 2,
+        scale_dims=scale_dims,
+    )
+
+    found = candidates(product, 1, limit=10_000)
+
+    assert {tiles.tensor_cores for tiles in found if isinstance(tiles, GemvTiles)} == ways
+
+
 def test_linears_are_those_of_the_model() -> None:
     config = {
         "architectures": ["LlamaForCausalLM"],
