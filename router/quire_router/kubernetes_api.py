@@ -173,7 +173,7 @@ class KubernetesApi:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             connector = aiohttp.TCPConnector(
-                ssl=self._cluster.ssl_context(), force_close=True, socket_factory=_keep_alive_socket
+                ssl=self._cluster.ssl_context(), socket_factory=_keep_alive_socket
             )
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=limits) as session,
@@ -185,7 +185,10 @@ class KubernetesApi:
             ):
                 if response.status != 200:
                     raise await _refusal(response, path)
-                yield response
+                try:
+                    yield response
+                finally:
+                    _abort(response)
         except aiohttp.ConnectionTimeoutError as error:
             raise ApiServerError(
                 "unreachable", "the API server does not accept connections"
@@ -206,6 +209,17 @@ def _keep_alive_socket(address_info: Any) -> socket.socket:
         if hasattr(socket, name):  # not on every system
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return made
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    """End the connection of a response that was not read to its end.
+
+    Left to itself it would say goodbye in TLS and stay open, unwatched, until the other side does
+    the same; a connection that is idle again is aborted with its session.
+    """
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
 
 
 async def _lines(stream: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -100,7 +100,6 @@ async def following(api: KubernetesApi) -> AsyncIterator[tuple[DiscoveryStatus, 
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await asyncio.sleep(0.1)  # TLS connections take a moment to close
 
 
 def engines_service(**spec: Any) -> dict[str, Any]:
